@@ -1,0 +1,45 @@
+# run · test · lab · docs · bench: each makes .venv first if it is not there
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export OMP_NUM_THREADS ?=
+# a tool that tries the hub at run time should fail at once, not hang
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: run test lab docs bench format lint types readme
+
+run: .venv  ## the self-improving loop on the embedded model and the shipped poems
+	$(BIN)/poetry-iter run loop
+
+test: .venv  ## notebooks and package agree, the notebooks' own tests, then pytest
+	$(BIN)/python tests/check_clean.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/lib --n_workers 2
+	$(BIN)/python -m pytest
+
+lab: .venv  ## JupyterLab in nbs/
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+docs: .venv  ## the docs site, from the notebooks and their outputs: docs/_build/html/index.html
+	$(BIN)/python docs/build.py
+
+bench: .venv  ## speed as ratios, measured in one run
+	for f in bench/*.py; do $(BIN)/python $$f || exit 1; done
+
+readme: .venv  ## README.md from nbs/index.ipynb
+	$(BIN)/python docs/readme.py
+
+format: .venv
+	$(BIN)/ruff format tests bench docs setup.py
+
+lint: .venv
+	$(BIN)/ruff check tests bench docs setup.py
+	$(BIN)/ruff check --config 'exclude=[]' --extend-ignore I001,F401,RUF022,RUF100,W391 --no-force-exclude poetry_iter
+
+.venv: settings.ini setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip "setuptools<81" wheel
+	$(BIN)/python -m pip install -q "$$(sed -n 's/^requirements = \(torch[^ ]*\).*/\1/p' settings.ini)"
+	$(BIN)/python -m pip install -q -e ".[dev,lab,docs]"
+	$(BIN)/python -m pip install -q --no-deps $$(sed -n 's/^unsloth_requirements = //p' settings.ini)
+	touch .venv
