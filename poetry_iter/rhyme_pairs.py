@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_VARIANTS', 'Ending', 'Line', 'FEATURES', 'line_end', 'pair_features', 'by_rule', 'by_trees', 'log_odds']
 
-# %% ../nbs/lib/10_pairs.ipynb #dc761f36
+# %% ../nbs/lib/10_pairs.ipynb #b2f9431e
 import json
 from collections import namedtuple
 from functools import cache, lru_cache
@@ -15,7 +15,7 @@ import numpy as np
 
 from .pronunciation import VOWELS, pronounce, words
 
-# %% ../nbs/lib/10_pairs.ipynb #916320fd
+# %% ../nbs/lib/10_pairs.ipynb #8a92eef9
 _VOWEL_IDS = {v: i for i, v in enumerate(sorted(VOWELS) + ["AH0", "IH0", "IY0", "ER0", "OW0", "EH0"])}  # unstressed ones count apart
 _LEANING = frozenset("it her him me us you thee them ye is of one he she not on in to be do so too there are us all".split())
 MAX_VARIANTS = 3
@@ -29,7 +29,7 @@ class _Ids(dict):
 
 _ids = {name: _Ids() for name in ("full", "coda", "onset", "spelling", "inner")}
 
-def _bare(phones): return " ".join(p.rstrip("012") for p in phones)
+def _bare(phones): return " ".join("@" if k and p in ("AH0", "IH0", "EH0") else p.rstrip("012") for k, p in enumerate(phones))
 
 def _ending(phones):
     "What the rhyme of one variant stands on."
@@ -56,10 +56,10 @@ def _eye(word):
     i = len(word) - 1
     if word.endswith("e") and len(word) > 2 and word[-2] not in "aeiou": i -= 1
     while i > 0 and word[i] not in "aeiouy": i -= 1
-    while i > 0 and word[i - 1] in "aeiouyw" and not (word[i - 1] == "u" and i > 1 and word[i - 2] == "q"): i -= 1
+    while i > 0 and word[i - 1] in "aeiouy" and not (word[i - 1] == "u" and i > 1 and word[i - 2] == "q"): i -= 1
     return word[i:]
 
-# %% ../nbs/lib/10_pairs.ipynb #bc1bfdbb
+# %% ../nbs/lib/10_pairs.ipynb #bac2d36c
 Line = namedtuple("Line", "word endings letters guess")
 
 @lru_cache(1 << 17)
@@ -69,7 +69,8 @@ def _end_of(tail):
     variants = list(found.variants[:MAX_VARIANTS])
     if len(tail) > 1 and word in _LEANING and len(variants) < MAX_VARIANTS:
         before = pronounce(tail[-2]).variants[0]
-        if any(p[-1] in "12" for p in before): variants.append(before + tuple(p.replace("1", "0") if p[-1] == "1" else p for p in variants[0]))
+        light = tuple(p.replace("1", "0") for p in variants[0][variants[0][0] == "HH" :])  # find her: no h
+        if any(p[-1] in "12" for p in before): variants.append(before + light)
     endings = [_ending(p) for p in variants]
     endings += [endings[0]] * (MAX_VARIANTS - len(endings))
     flat = word.replace("'", "")
@@ -84,7 +85,7 @@ def line_end(
     tail = words(line[-200:])
     return _end_of(tail[-2:]) if tail else None
 
-# %% ../nbs/lib/10_pairs.ipynb #27bf6006
+# %% ../nbs/lib/10_pairs.ipynb #3cf5ed56
 @cache
 def _learned() -> dict | None:
     path = resources.files("poetry_iter") / "verse_data" / "rhyme.json"
@@ -145,7 +146,7 @@ def _codas(a, b):
         out = table[a, b]
     return out
 
-# %% ../nbs/lib/10_pairs.ipynb #b55bc721
+# %% ../nbs/lib/10_pairs.ipynb #ea55230b
 FEATURES = ["full", "last", "vowel", "coda", "stress", "weak", "strong", "inner", "onset", "same", "eye", "letters", "lengths", "guess", "seen"]
 _STACK = {}
 
@@ -193,7 +194,7 @@ def _seen(a, b):
 @cache
 def _pairs_seen(): return {k: v / 10 for v, keys in _learned()["pairs"].items() for k in keys.split("|") for v in (float(v),)} if _learned() else {}
 
-# %% ../nbs/lib/10_pairs.ipynb #adc6727e
+# %% ../nbs/lib/10_pairs.ipynb #7ecead68
 def by_rule(
     f,  # rows of `FEATURES`
 ):  # log-odds
