@@ -10,7 +10,7 @@ __all__ = ['Model', 'best_device', 'check_model_folder', 'load_model', 'model_ha
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .core import UserError, digest, read_json, seed_of, write_json
-from .renderers import RENDERERS, Completion, Example, Renderer, get_renderer
+from .renderers import Completion, Example, Renderer, get_renderer
 
 # %% ../nbs/lib/03_models.ipynb #50d61a7e
 @dataclass
@@ -98,7 +98,9 @@ def _load(name, engine, device, dtype, load_in_4bit, max_tokens):
         except ImportError as e: raise UserError(f"engine unsloth: it is not installed ({e}); see `poetry-iter check`") from e
         return FastLanguageModel.from_pretrained(name, max_seq_length=max_tokens, dtype=dtype, load_in_4bit=load_in_4bit)
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device), AutoTokenizer.from_pretrained(name)
 
 def model_hash(name: str | Path) -> str:
