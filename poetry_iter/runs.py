@@ -7,15 +7,15 @@ __all__ = ['ADJECTIVES', 'POETS', 'PACKAGES', 'run_name', 'metric_row', 'Run', '
            'make_config', 'check_same', 'find_run', 'list_runs', 'compare']
 
 # %% ../nbs/lib/08_runs.ipynb #5253b1ac
+import json
 import math
 import os
 import platform
-import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from .core import UserError, append_jsonl, digest, dumps, read_json, read_text, root, seed_of, write_json, write_jsonl
+from .core import UserError, append_jsonl, digest, dumps, read_json, read_text, root, seed_of, write_jsonl
 
 # %% ../nbs/lib/08_runs.ipynb #5b70462e
 ADJECTIVES = """amber ardent austere brazen candid cloudy copper dappled distant drowsy earnest easterly errant feral fervent
@@ -111,8 +111,6 @@ def open_run(run_dir: str | Path) -> Run:
 # %% ../nbs/lib/08_runs.ipynb #f8732c4a
 def _rows(path: Path) -> list[dict]:
     "The whole rows of a file that only grows; a last line that was cut off by a kill does not count."
-    import json
-
     if not path.exists(): return []
     lines = read_text(path).split("\n")[:-1]
     try: return [json.loads(line) for line in lines]
