@@ -143,11 +143,12 @@ def check_adapter(
 def batches(
     lengths: list[int],  # tokens of each item
     budget: int,  # padded tokens a batch; an item longer than that goes alone
+    most: int | None = None,  # items a batch
 ) -> Iterator[list[int]]:  # indices, shortest first
     "Group items of like length under a budget of padded tokens."
     group = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if group and (len(group) + 1) * lengths[i] > budget:
+        if group and ((len(group) + 1) * lengths[i] > budget or len(group) == most):
             yield group
             group = []
         group.append(i)
@@ -159,6 +160,7 @@ def token_losses(
     model: Model,
     examples: list[Example],
     tokens_per_batch: int = 8192,  # budget of padded tokens
+    batch_size: int | None = None,  # examples a batch at the most
     head_rows: int = 512,  # target positions that meet the vocabulary at a time
     progress: str = "",  # a label shows a bar
 ) -> list[np.ndarray]:  # for each example a float32 array, one loss in nats for each target token
@@ -166,7 +168,7 @@ def token_losses(
     _check_lengths(model, [len(e) for e in examples])
     out, head, decoder = [None] * len(examples), _head(model), model.lm.base_model
     with _inference(model), tqdm(total=len(examples), desc=progress, disable=not progress, mininterval=1) as bar:
-        for group in batches([len(e) for e in examples], tokens_per_batch):
+        for group in batches([len(e) for e in examples], tokens_per_batch, batch_size):
             ids, attention = _pad([examples[i].tokens for i in group], model, side="right")
             targets, _ = _pad([examples[i].mask for i in group], model, side="right", value=0)
             targets[:, 0] = 0  # nothing predicts the first token

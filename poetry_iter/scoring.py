@@ -24,6 +24,7 @@ def score(
     candidates: list[dict],  # rows of `describe`
     seed: int = 0,
     tokens_per_batch: int = 8192,
+    batch_size: int | None = None,  # examples a batch at the most
     progress: str = "",
 ) -> list[dict]:  # the rows with their scores; None where there is nothing to score
     "Score each well-formed candidate; another poem's description is that of the same number of a poem drawn by seed."
@@ -47,7 +48,7 @@ def score(
                                 "lent": job(candidates[shift[i]]["poem"], c["description"]),  # its description, another's poem
                                 "lent_none": job(candidates[shift[i]]["poem"], None)}
         plans[i] = plan
-    losses = dict(zip(jobs, token_losses(model, list(jobs.values()), tokens_per_batch, progress=progress)))
+    losses = dict(zip(jobs, token_losses(model, list(jobs.values()), tokens_per_batch, batch_size, progress=progress)))
     return [{**c, **_scores(plans.get(i), losses, jobs, by_id[c["poem"]])} for i, c in enumerate(candidates)]
 
 def _others(usable, candidates, seed) -> dict[int, int]:
@@ -98,16 +99,17 @@ def evaluate(
     seed: int = 0,
     first: list[dict] | None = None,  # the rows of the first evaluation: its descriptions are scored again
     tokens_per_batch: int = 8192,
+    batch_size: int | None = None,
     progress: str = "",
 ) -> tuple[list[dict], dict]:  # the scored rows (one a poem), and the metrics by name
     "Describe and score held-out poems: gain over none, over another poem's, and both with the first descriptions."
     rows = describe(model, renderer, poems, 1, sampling, seed=seed_of(seed, "evaluate"), progress=progress)
-    rows = score(model, renderer, poems, rows, seed, tokens_per_batch, progress)
+    rows = score(model, renderer, poems, rows, seed, tokens_per_batch, batch_size, progress)
     metrics = {"well_formed": float(np.mean([r["ended"] == "complete" for r in rows])), "poems": len(rows)}
     names = [*SCORES[:6], "gain_bpb", "gain_cut", "shared_ngram", "rare_overlap"]
     metrics |= _summary(rows, names, seed)
     if first:
-        again = score(model, renderer, poems, [{k: v for k, v in r.items() if k not in SCORES} for r in first], seed, tokens_per_batch, progress)
+        again = score(model, renderer, poems, [{k: v for k, v in r.items() if k not in SCORES} for r in first], seed, tokens_per_batch, batch_size, progress)
         metrics |= {f"first_{k}": v for k, v in _summary(again, ["loss", "gain", "gain_over_other"], seed).items()}
     return rows, metrics
 

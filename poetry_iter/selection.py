@@ -70,9 +70,9 @@ def select(
         if arm == "worst": free.reverse()
         winners = free if arm == "all" else free[:k]
         for i, row in enumerate(candidates):
-            verdict, reason = verdicts.get(i, ("winner", "") if i in winners else ("loser", f"rank {ranked.index(i) + 1} by {score}"))
-            if verdict == "winner": reason = f"arm {arm}, rank {ranked.index(i) + 1} of {len(ranked)} by {score}"
-            ledger.append({**row, "rank": ranked.index(i) + 1 if i in ranked else None, "verdict": verdict, "reason": reason})
+            rank = ranked.index(i) + 1 if i in ranked else None
+            verdict, reason = verdicts.get(i) or ("winner" if i in winners else "loser", f"arm {arm}, rank {rank} of {len(ranked)} by {score}")
+            ledger.append({**row, "rank": rank, "verdict": verdict, "reason": reason})
     return ledger
 
 # %% ../nbs/lib/06_selection.ipynb #ff400387
