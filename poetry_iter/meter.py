@@ -6,7 +6,7 @@
 __all__ = ['Option', 'Syllable', 'FEET', 'LENGTHS', 'MOST', 'Grid', 'Reading', 'Departure', 'Scan', 'Poem', 'options', 'scan',
            'poem']
 
-# %% ../nbs/lib/11_meter.ipynb #e3decbfc
+# %% ../nbs/lib/11_meter.ipynb #6f8d6838
 import json
 import re
 from collections import Counter, namedtuple
@@ -18,7 +18,7 @@ import numpy as np
 
 from .pronunciation import VOWELS, pronounce, words
 
-# %% ../nbs/lib/11_meter.ipynb #95ed8e3f
+# %% ../nbs/lib/11_meter.ipynb #dfa84488
 Option = namedtuple("Option", "stresses cost why")  # a digit a syllable; how unlikely; the reason in words, "" for the dictionary's own
 _SONORANT = {"R", "L", "N", "M"}
 
@@ -55,7 +55,7 @@ def options(
         if len(stresses) in (2, 3) and re.search(r"[^aeiou][aeo]r[aeiouy]|[^aeiou]e[ln][aeiouy]|[^aeiou]ery|io[un]s?$|ia[nl]|ie[nr]", word) and stresses[0] == "1" and len(re.findall("[aeiouy]+", word)) > len(stresses): add(stresses[0] + "0" + stresses[1:], 0.7, f"{word}: every vowel is spoken")
     return tuple(sorted(found.values(), key=lambda o: o.cost)[:5]) or (Option("", 0.0, ""),)
 
-# %% ../nbs/lib/11_meter.ipynb #19fdefdc
+# %% ../nbs/lib/11_meter.ipynb #44d28eee
 def _joins(w, after):
     "Cost and reason when a word's last syllable runs into the next word's vowel, or None."
     first = pronounce(after).variants[0][0]
@@ -67,7 +67,7 @@ def _joins(w, after):
     if len(w) > 2 and pronounce(w).variants[0][-1] in ("IY0", "OW0") and first[-1].isdigit(): return 1.2, f"{w} {after}"
     return None
 
-# %% ../nbs/lib/11_meter.ipynb #5d03324e
+# %% ../nbs/lib/11_meter.ipynb #835a63fe
 _LEVELS = {0: "the a an th' o' i'", 1: "and of to in on at by for from with as but or nor if than that is are was were be am 's 't 'tis 'twas it its his her my thy your their our he she we they i you me him us them thou thee ye who whom whose which when where while till ere so shall will would should could can may might must do does did has have had hath hast art wert wast shalt wilt doth dost not no this these those there then some such how what why been being let o'er 'neath 'mid 'gainst through into unto upon like yet though since",
            2: "all one own more most much now here up down out off too both each what who why how no not this that these those there then never ever us them thee mine thine self o oh ah nay yes lo shall must let still yet even once well come go see"}
 _LEVEL = {w: n for n in (1, 2, 0) for w in _LEVELS[n].split()}
@@ -94,7 +94,7 @@ def _cells(word, stresses):
         kinds.append(kind)
     return kinds, [_COSTS[0][k] for k in kinds], [_COSTS[1][k] for k in kinds]
 
-# %% ../nbs/lib/11_meter.ipynb #b10d5322
+# %% ../nbs/lib/11_meter.ipynb #5a4aaa0c
 FEET = {"iambic": "ws", "trochaic": "sw", "anapestic": "wws", "dactylic": "sww"}
 LENGTHS = ["", "monometer", "dimeter", "trimeter", "tetrameter", "pentameter", "hexameter", "heptameter", "octameter"]
 MOST = 22  # syllables in a line, over which no meter is looked for
@@ -159,7 +159,7 @@ def _grids():
         out[n] = grids, strong, price, family, feet
     return out
 
-# %% ../nbs/lib/11_meter.ipynb #810bdf8a
+# %% ../nbs/lib/11_meter.ipynb #61fc870d
 _FAMILIES, _FEET_MAX = list(FEET), 8
 _LOW = -30.0
 
@@ -250,7 +250,7 @@ def _expectations(all_words, shape):
         expected[ks, family] = 1.2 * np.log(0.03 + mean)
     return expected.reshape(len(table), -1), family, by_family
 
-# %% ../nbs/lib/11_meter.ipynb #1fcffeba
+# %% ../nbs/lib/11_meter.ipynb #b95c3e4b
 def _spoken_by_rule(line_words, reading, positions):
     "Stresses by rule."
     out = []
@@ -262,7 +262,7 @@ def _spoken_by_rule(line_words, reading, positions):
 
 _spoken = _spoken_by_rule
 
-# %% ../nbs/lib/11_meter.ipynb #19d3d6f4
+# %% ../nbs/lib/11_meter.ipynb #99d6b0a7
 Departure = namedtuple("Departure", "foot kind reason")  # foot from 1; 0: the whole line
 Scan = namedtuple("Scan", "text stresses syllables feet meter nominal departures fit family")
 

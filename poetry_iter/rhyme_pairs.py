@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_VARIANTS', 'Ending', 'Line', 'FEATURES', 'line_end', 'pair_features', 'by_rule', 'by_trees', 'log_odds']
 
-# %% ../nbs/lib/10_pairs.ipynb #b2f9431e
+# %% ../nbs/lib/10_pairs.ipynb #0a126a67
 import json
 from collections import namedtuple
 from functools import cache, lru_cache
@@ -15,11 +15,13 @@ import numpy as np
 
 from .pronunciation import VOWELS, pronounce, words
 
-# %% ../nbs/lib/10_pairs.ipynb #8a92eef9
+# %% ../nbs/lib/10_pairs.ipynb #46a9b6b1
 _VOWEL_IDS = {v: i for i, v in enumerate(sorted(VOWELS) + ["AH0", "IH0", "IY0", "ER0", "OW0", "EH0"])}  # unstressed ones count apart
 _LEANING = frozenset("it her him me us you thee them ye is of one he she not on in to be do so too there are us all".split())
 MAX_VARIANTS = 3
 Ending = namedtuple("Ending", "full last vowel coda stress weak onset strong inner")  # of one variant: ids, see `_ending`
+
+_STOPS = frozenset("V Z DH TH F S T D P B K G".split())
 
 class _Ids(dict):
     "A number for each thing asked for; the same thing, the same number."
@@ -31,8 +33,17 @@ _ids = {name: _Ids() for name in ("full", "coda", "onset", "spelling", "inner")}
 
 def _bare(phones): return " ".join("@" if k and p in ("AH0", "IH0", "EH0") else p.rstrip("012") for k, p in enumerate(phones))
 
+def _levelled(phones):
+    "One way of counting where verse has two: heav'n as heaven, hour as our."
+    out = list(phones)
+    for k in range(len(out) - 1, 0, -1):
+        if out[k] == "ER0" and out[k - 1][:2] in ("AW", "AY"): out[k] = "R"
+        if out[k] in ("N", "L", "M") and out[k - 1] in _STOPS and (k + 1 == len(out) or out[k + 1] in ("Z", "D", "S", "T")): out.insert(k, "AH0")
+    return out
+
 def _ending(phones):
     "What the rhyme of one variant stands on."
+    phones = _levelled(phones)
     spots = [i for i, p in enumerate(phones) if p[-1].isdigit()]
     if not spots: return Ending(_ids["full"][_bare(phones)], _ids["full"][_bare(phones)], 0, _ids["coda"][_bare(phones)], 0, 0, 0, 0, 0)
     last = spots[-1]
@@ -59,7 +70,7 @@ def _eye(word):
     while i > 0 and word[i - 1] in "aeiouy" and not (word[i - 1] == "u" and i > 1 and word[i - 2] == "q"): i -= 1
     return word[i:]
 
-# %% ../nbs/lib/10_pairs.ipynb #bac2d36c
+# %% ../nbs/lib/10_pairs.ipynb #f7b79786
 Line = namedtuple("Line", "word endings letters guess")
 
 @lru_cache(1 << 17)
@@ -85,7 +96,7 @@ def line_end(
     tail = words(line[-200:])
     return _end_of(tail[-2:]) if tail else None
 
-# %% ../nbs/lib/10_pairs.ipynb #3cf5ed56
+# %% ../nbs/lib/10_pairs.ipynb #24b7a672
 @cache
 def _learned() -> dict | None:
     path = resources.files("poetry_iter") / "verse_data" / "rhyme.json"
@@ -146,7 +157,7 @@ def _codas(a, b):
         out = table[a, b]
     return out
 
-# %% ../nbs/lib/10_pairs.ipynb #ea55230b
+# %% ../nbs/lib/10_pairs.ipynb #34155981
 FEATURES = ["full", "last", "vowel", "coda", "stress", "weak", "strong", "inner", "onset", "same", "eye", "letters", "lengths", "guess", "seen"]
 _STACK = {}
 
@@ -194,7 +205,7 @@ def _seen(a, b):
 @cache
 def _pairs_seen(): return {k: v / 10 for v, keys in _learned()["pairs"].items() for k in keys.split("|") for v in (float(v),)} if _learned() else {}
 
-# %% ../nbs/lib/10_pairs.ipynb #7ecead68
+# %% ../nbs/lib/10_pairs.ipynb #0b7104a2
 def by_rule(
     f,  # rows of `FEATURES`
 ):  # log-odds

@@ -1,0 +1,202 @@
+"""Properties of the verse tools: rhyme, meter, forms, and every bad input."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poetry_iter import cards, forms, meter, rhyme
+from poetry_iter.core import UserError, read_jsonl, shared_data
+from poetry_iter.pronunciation import pronounce, words
+
+SONNET = """The lamp is low, the river takes the light,
+And one by one the windows of the town
+Go dark, as if some hand within the night
+Had pulled the curtain of the evening down.
+I walk the quay, and count the boats that sleep,
+Each with its rope, its number and its name,
+And think how little of the day I keep,
+How much is spent the moment that it came.
+A bell is struck; the echo goes away
+Across the water to the other shore,
+And nothing that it touched can make it stay,
+And nothing that it said was said before.
+So let me learn of water and of sound
+To go, and leave no trouble on the ground."""  # written for this test
+
+LIMERICK = """There once was a clerk from the bay
+Who counted his buttons all day;
+When one of them fell
+He rang for the bell
+And carried the button away."""
+
+PROSE = (
+    "In the morning the square was empty except for the man who sold newspapers and the dog that belonged to nobody, and "
+    "they looked at each other as two people look who have met before in another town and cannot say where it was. "
+    "Later it rained, and the man put the papers under his coat and the dog went wherever it is that dogs go in the rain."
+)
+WORDS = st.sampled_from("love prove day may night light river shiver stone gone city happy cat the of wandering heaven over sea free o'er 'tis".split())
+LINES = st.lists(st.lists(WORDS, min_size=1, max_size=8).map(" ".join), min_size=1, max_size=20)
+ANYTHING = st.text(max_size=80)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5).map(" ".join))
+def test_a_line_rhymes_with_itself_as_identical(line):
+    assert rhyme.pair(line, line).kind == "identical"
+    assert rhyme.pair(line, line.upper() + "!").kind == "identical"
+
+
+@given(WORDS, WORDS)
+def test_a_pair_is_symmetric_and_scored(a, b):
+    x, y = rhyme.pair(a, b), rhyme.pair(b, a)
+    assert x.kind == y.kind and x.score == pytest.approx(y.score)
+    assert 0 <= x.score <= 1 and a in x.reason
+
+
+@settings(deadline=None)
+@given(LINES, st.booleans())
+def test_a_scheme_ignores_case_and_punctuation_and_is_canonical(lines, context):
+    found = rhyme.scheme(lines, context=context)
+    assert found == rhyme.scheme([line.upper() + " ;" for line in lines], context=context)
+    assert found == rhyme.scheme("\r\n".join(lines), context=context)
+    assert len(found) == len(lines) and found == rhyme.canonical(found)
+
+
+@settings(deadline=None)
+@given(LINES, st.text(alphabet="AB", min_size=1, max_size=12))
+def test_deviations_name_real_lines_and_rewards_are_shares(lines, wanted):
+    for d in rhyme.deviations(lines, wanted):
+        assert 1 <= d.line <= len(lines) and 0 <= d.other <= len(lines)
+    assert 0 <= rhyme.reward(lines, wanted) <= 1
+
+
+@settings(deadline=None)
+@given(ANYTHING)
+def test_no_text_breaks_anything(text):
+    assert len(rhyme.scheme(text)) == len(text.splitlines())
+    s = meter.scan(text)
+    assert len(s.stresses) == len(s.syllables) and set(s.stresses) <= {"+", "-"}
+    meter.poem(text)
+    forms.detect(text)
+    rhyme.pair(text, "love")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "kinds"),
+    [
+        ("day", "may", {"perfect"}),
+        ("city", "happy", {"slant", "assonance", "none"}),
+        ("love", "prove", {"eye/historic"}),
+        ("find her", "kinder", {"perfect"}),
+        ("poet", "know it", {"perfect"}),
+        ("nation", "station", {"perfect"}),
+        ("see", "sea", {"identical"}),
+        ("wind", "mind", {"perfect"}),
+        ("cat", "cab", {"assonance", "slant"}),
+        ("silver", "orange", {"none"}),
+        ("heav'n", "seven", {"slant", "perfect", "eye/historic"}),
+    ],
+)
+def test_kinds_of_pairs(a, b, kinds):
+    assert rhyme.pair(a, b).kind in kinds, rhyme.pair(a, b)
+
+
+def test_no_word_is_dropped():
+    assert words("“Tis’ th’ o’er-weighted 1914 café, zzyzx!”")
+    for word in ["o'er", "heav'n", "wand'ring", "fear'd", "blessèd", "thou'rt", "zzyzx", "xqz", "q", "ñandú", "x" * 500]:
+        assert pronounce(words(word)[0]).variants[0]
+
+
+def test_deviations_and_reward_follow_the_scheme():
+    assert rhyme.deviations(SONNET, "ABABCDCDEFEFGG") == []
+    lines = SONNET.split("\n")
+    lines[6] = "And think how little of the day remains,"
+    (d,) = rhyme.deviations(lines, "ABABCDCDEFEFGG")
+    assert (d.line, d.other, d.kind) == (7, 5, "no rhyme") and d.reason.startswith("line 7 should rhyme with 5")
+    good, worse = rhyme.reward(SONNET, "ABABCDCDEFEFGG"), rhyme.reward(lines, "ABABCDCDEFEFGG")
+    assert good > 0.9 and worse < good - 0.05
+    assert rhyme.reward(SONNET, "AABBCCDDEEFFGG") < 0.5
+    assert rhyme.reward("love\nlove\nlove\nlove", "AABB") < 0.5, "one word again and again earns little"
+    with pytest.raises(UserError, match="scheme is empty"):
+        rhyme.reward(SONNET, " ")
+
+
+def test_meters():
+    scans = meter.poem(SONNET)
+    assert scans.meter == "iambic pentameter" and scans.fit > 0.6
+    assert [len(s.syllables) for s in scans.lines] == [10] * 14
+    assert meter.scan("The lamp is low, the river takes the light").stresses == "-+-+-+-+-+"
+    assert meter.scan("Over the mountain and under the tree").family in ("dactylic", "anapestic")
+    for s in scans.lines:
+        assert "".join(s.feet) == s.stresses and len(s.syllables) == len(s.stresses) == len(s.nominal)
+
+
+def test_forms():
+    assert forms.detect(SONNET)[0].form == "Shakespearean sonnet"
+    assert forms.detect(LIMERICK)[0].form == "limerick"
+    assert forms.detect(PROSE)[0].form == "prose poem"
+    assert not forms.check(PROSE, "sonnet").accepted
+    assert not forms.check("A sonnet, a sonnet, I say!\nIt is a sonnet.", "sonnet").accepted
+    assert forms.check("an old silent shed\na swallow comes in and stays\nall the long summer", "haiku").accepted
+    assert "line 2" in " ".join(forms.check("an old silent shed\na swallow comes in\nall the long summer", "haiku").deviations)
+    with pytest.raises(UserError, match="villanelle"):
+        forms.check(SONNET, "sonnnet")
+    lines = SONNET.split("\n")
+    lines[6] = "And think how little of the day remains,"
+    assert any(d.startswith("line 7 should rhyme with 5") for d in forms.check("\n".join(lines), "Shakespearean sonnet").deviations)
+    assert {m for m in forms.REGISTRY} >= set("villanelle sestina limerick ghazal couplets tercets ballad quatrain haiku".split())
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "...!?", "one line", "日本語\nтекст\nλόγος", "😀\n😀 😀", "1 2 3\n4 5 6", "a\r\nb\rc\n\nd", "\x00\x01", "-" * 500])
+def test_bad_input_gets_an_answer(text):
+    assert len(rhyme.scheme(text)) == len(text.splitlines())
+    assert 0 <= rhyme.density(text) <= 1
+    assert meter.poem(text).fit >= 0
+    assert isinstance(forms.detect(text), list)
+    assert forms.check(text, "sonnet").accepted is False
+    try:
+        assert cards.terminal(text) and cards.card(text)
+    except UserError as e:
+        assert "no text" in str(e)
+
+
+def test_long_input_stays_linear():
+    "Four times the lines, not sixteen times the work: counted in pairs compared, not in seconds."
+    lines = SONNET.split("\n") * 720  # 10,080 lines without a break
+    small, large = rhyme._odds([None] * 2520, [2520])[0][0], rhyme._odds([None] * 10080, [10080])[0][0]
+    assert len(large[0]) < 4.1 * len(small[0])
+    start = time.perf_counter()
+    assert len(rhyme.scheme(lines)) == 10080 and len(meter.poem(lines).lines) == 10080
+    assert time.perf_counter() - start < 300, "a hang, not a slow machine"
+    assert meter.scan("and so " * 1500).stresses and forms.detect("and so " * 1500)
+
+
+def test_report_is_plain_data():
+    r = forms.report(SONNET)
+    assert r["rhyme"]["scheme"] == "ABABCDCDEFEFGG" and len(r["lines"]) == 14
+    assert r["forms"][0]["form"] == "Shakespearean sonnet" and r["unknown_words"]["share"] == 0
+    assert "Shakespearean sonnet" in cards.terminal(SONNET) and "<table" in cards.card(SONNET)
+    for row in r["lines"]:
+        mark = cards.marks(row["text"], row["syllables"], row["stresses"])
+        assert len(mark) == len(row["text"]) and len(mark.replace(" ", "")) == len(row["stresses"])
+
+
+def test_strongly_rhyming_poems_are_selected():
+    assert rhyme.strength(SONNET).strong and rhyme.strength(SONNET).perfect >= 5
+    assert not rhyme.strength(LIMERICK).strong, "five lines are too few"
+    assert rhyme.strength(LIMERICK, lines_min=5, perfect=2, repeats=False).strong
+    assert [p for p, _ in rhyme.select_rhyming([{"content": SONNET}, {"content": PROSE}])] == [{"content": SONNET}]
+
+
+@pytest.mark.skipif(shared_data("tiny_poems.jsonl") is None, reason="needs ../shared/data/tiny_poems.jsonl")
+def test_famous_poems():
+    poems = read_jsonl(shared_data("tiny_poems.jsonl"))
+    sonnets = [p for p in poems if "(Sonnet " in p["title"] or "Sonnet 19" in p["title"]]
+    assert len(sonnets) >= 4
+    for p in sonnets:
+        assert "sonnet" in forms.detect(p["content"])[0].form, p["title"]
+    for p in poems:
+        if len(p["content"].split("\n\n")) > 2:
+            best = forms.detect(p["content"])[0]
+            assert not (best.accepted and "sonnet" in best.form), p["title"]
