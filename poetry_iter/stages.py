@@ -108,7 +108,11 @@ def load_stages(experiment: Experiment) -> dict[str, Stage]:
 
 def declared_parameters(stages: dict[str, Stage]) -> dict[str, Parameter]:
     "What a person can set: the parameters of all stages, without those that the runner gives."
-    return {k: p for stage in reversed(stages.values()) for k, p in stage.parameters.items() if k not in GIVEN}
+    found = {}
+    for stage in stages.values():
+        for name, p in stage.parameters.items():
+            if name not in GIVEN: found.setdefault(name, p)
+    return found
 
 def read_profile(
     name: str,  # of a profile of the experiment, or a yaml file
