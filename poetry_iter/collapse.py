@@ -56,7 +56,7 @@ def _self_bleu(tokens: list[list[str]]) -> float | None:
 
     texts = [" ".join(w) for w in tokens]
     if len(texts) < 2: return None
-    return sum(sentence_bleu(t, texts[:i] + texts[i + 1 :], tokenize="none", force=True).score for i, t in enumerate(texts)) / len(texts) / 100
+    return sum(sentence_bleu(t, texts[:i] + texts[i + 1 :], tokenize="none").score for i, t in enumerate(texts)) / len(texts) / 100
 
 # %% ../nbs/lib/52_collapse.ipynb #4a020620
 def collapse_verdict(

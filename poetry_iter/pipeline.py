@@ -43,6 +43,75 @@ def _runs(args):
         state = "unfinished" if unfinished(run) else "complete"
         print(f"{run.name:<32} {run.config['experiment']:<10} {state:<11} {len(run.checkpoints())} checkpoints")
 
+# %% ../nbs/lib/09_pipeline.ipynb #001252d2
+def _table(rows: list[dict]) -> str:
+    "Rows as lines of text, in columns."
+    table = [list(rows[0]), *([str(v) for v in row.values()] for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in table)
+
+def _check(args):
+    from poetry_iter.health import check_health
+
+    parts = check_health()
+    mark = lambda p: "ok" if p.here else "MISSING" if p.needed else "-"
+    print(_table([{"": mark(p), "part": p.kind, "name": p.name, "found": p.detail, "without it": "" if p.here else p.without} for p in parts]))
+    missing = [p.name for p in parts if p.needed and not p.here]
+    if missing: raise UserError(f"the default run lacks {', '.join(missing)}; `make .venv` installs what is a package")
+
+def _models(args):
+    from poetry_iter.health import model_table
+
+    if args.vram is not None and args.vram <= 0: raise UserError(f"models: --vram is in GiB, more than 0, found {args.vram:g}")
+    if args.tokens < 1: raise UserError(f"models: --tokens is 1 or more, found {args.tokens}")
+    print(_table(model_table(args.vram, args.tokens)))
+    print(f"\nGiB, estimated, with {args.tokens} tokens held at once (in the cache, or in a batch of training)" + (f"; fits: in {args.vram:g} GiB" if args.vram else ""))
+
+# %% ../nbs/lib/09_pipeline.ipynb #31071fe7
+def _poems_check(args):
+    from poetry_iter.poems import families, load_poems
+
+    poems, dropped = load_poems(args.file, strict=False)
+    if args.model or args.max_tokens:
+        poems, long = _fit(poems, args.model or "data/model", args.renderer, args.max_tokens or 6144)
+        dropped += long
+    for d in dropped: print(f"dropped  {d.where}: {d.title or '(no title)'}: {d.reason}")
+    groups = {}
+    for p, f in zip(poems, families(poems)): groups.setdefault(f, []).append(p.title)
+    for titles in groups.values():
+        if len(titles) > 1: print(f"alike    {' | '.join(titles)}")
+    print(f"{len(poems)} kept in {len(groups)} families of near-duplicates, {len(dropped)} dropped")
+    if not poems: raise UserError(f"{args.file}: no poem in it can be used")
+
+def _fit(poems, model, renderer, max_tokens):
+    "The poems whose rendered sequence fits; only the model's tokenizer is loaded."
+    from transformers import AutoTokenizer
+
+    from poetry_iter.core import root
+    from poetry_iter.poems import fit
+    from poetry_iter.renderers import get_renderer
+    from poetry_iter.stages import check_model
+
+    check_model(model)
+    try: tokenizer = AutoTokenizer.from_pretrained(str(root() / model) if (root() / model).is_dir() else model)
+    except (OSError, ValueError) as e: raise UserError(f"model {model}: its tokenizer cannot be loaded: {str(e).strip().splitlines()[0]}") from e
+    r = get_renderer(renderer, tokenizer)
+    return fit(poems, lambda p: max(len(r.describe(p)), len(r.example("", p.title, p.content))), max_tokens)
+
+def _poems_fetch(args):
+    from poetry_iter.poems import fetch_poems
+
+    if Path(args.out).exists(): raise UserError(f"{args.out}: it is there already; name another --out")
+    if Path(args.out).suffix != ".jsonl": raise UserError(f"--out {args.out}: expected a name that ends in .jsonl")
+    poems = fetch_poems(args.what, args.out, args.base_url)
+    print(f"{len(poems)} poems written to {args.out}")
+
+def _verse(args):
+    try: from poetry_iter.cards import verse_main
+    except ImportError as e: raise UserError(f"verse: the verse tools cannot be loaded ({e})") from e
+
+    print(verse_main(args.file, args.json, color=sys.stdout.isatty()))
+
 # %% ../nbs/lib/09_pipeline.ipynb #bfa4a791
 def parser() -> argparse.ArgumentParser:
     "The command line's grammar."
@@ -65,6 +134,29 @@ def parser() -> argparse.ArgumentParser:
     p = add("runs", _runs, "list the runs, or compare some side by side")
     p.add_argument("action", nargs="?", choices=["compare"])
     p.add_argument("names", nargs="*", metavar="NAME")
+
+    add("check", _check, "look at engines, devices, models, keys and disk, and what each missing part costs")
+
+    p = add("models", _models, "list the models with their sizes and the memory they take")
+    p.add_argument("--vram", type=float, metavar="GIB", help="of the accelerator: marks what fits")
+    p.add_argument("--tokens", type=int, default=4096, help="held at once (default: %(default)s)")
+
+    poems = add("poems", None, "check poems, or fetch some").add_subparsers(metavar="check|fetch", required=True)
+    p = poems.add_parser("check", help="what would be kept and dropped, why, and which are near-duplicates")
+    p.set_defaults(function=_poems_check)
+    p.add_argument("file", metavar="FILE", help=".jsonl, .json or .txt, or a folder of them")
+    p.add_argument("--max-tokens", type=int, metavar="N", help="drop a poem whose rendered sequence is longer (default with --model: 6144)")
+    p.add_argument("--model", help="whose tokenizer counts (default with --max-tokens: data/model)")
+    p.add_argument("--renderer", default="chat", help="that renders the sequence (default: %(default)s)")
+    p = poems.add_parser("fetch", help="public-domain poems from the internet: PoetryDB by author, Project Gutenberg by the number of a book")
+    p.set_defaults(function=_poems_fetch)
+    p.add_argument("what", metavar="AUTHOR|BOOK-NUMBER")
+    p.add_argument("--out", required=True, metavar="FILE", help="the .jsonl to write")
+    p.add_argument("--base-url", help="another server that speaks the same protocol")
+
+    p = add("verse", _verse, "show the rhymes, stresses, meter and form of a poem")
+    p.add_argument("file", metavar="FILE", help="a UTF-8 text; - reads standard input")
+    p.add_argument("--json", action="store_true", help="for programs")
     return main
 
 def main(

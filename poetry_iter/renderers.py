@@ -103,6 +103,14 @@ class Renderer:
         "The training example of a description given its poem."
         return self._example(self.describe(poem), self._description_text(description))
 
+    def longest(
+        self,
+        poem: Poem,
+        description_tokens: int,  # the most that a description may have
+    ) -> int:  # tokens
+        "The longest sequence that describing and writing this poem can make."
+        return max(len(self.describe(poem)), len(self.example("…", poem.title, poem.content))) + description_tokens
+
     def _example(self, head, answer, title_tokens=0):
         answer = [*self.encode(answer), self.end]
         return Example(head + answer, [0] * len(head) + [1] * len(answer), title_tokens)
