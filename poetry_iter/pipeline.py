@@ -57,7 +57,7 @@ def _check(args):
     mark = lambda p: "ok" if p.here else "MISSING" if p.needed else "-"
     print(_table([{"": mark(p), "part": p.kind, "name": p.name, "found": p.detail, "without it": "" if p.here else p.without} for p in parts]))
     missing = [p.name for p in parts if p.needed and not p.here]
-    if missing: raise UserError(f"the default run lacks {', '.join(missing)}; `make .venv` installs what is a package")
+    if missing: return _say(f"the default run lacks {', '.join(missing)}; `make .venv` installs what is a package", 1)
 
 def _models(args):
     from poetry_iter.health import model_table
@@ -168,8 +168,9 @@ def main(
     args = parser().parse_args(argv)
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        args.function(args)
+        status = args.function(args) or 0
         sys.stdout.flush()
+        return status
     except UserError as e: return _say(e, 2)
     except StageError as e: return _say(e, 1)
     except KeyboardInterrupt as e: return _say(str(e) or "interrupted", 130)
@@ -177,7 +178,6 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: nothing to say at exit either
         return 0
     finally: signal.signal(signal.SIGTERM, terminate)
-    return 0
 
 def _say(what, status: int) -> int:
     print(f"poetry-iter: {what}", file=sys.stderr)
