@@ -41,12 +41,14 @@ LINES = st.lists(st.lists(WORDS, min_size=1, max_size=8).map(" ".join), min_size
 ANYTHING = st.text(max_size=80)
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=5).map(" ".join))
 def test_a_line_rhymes_with_itself_as_identical(line):
     assert rhyme.pair(line, line).kind == "identical"
     assert rhyme.pair(line, line.upper() + "!").kind == "identical"
 
 
+@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_a_pair_is_symmetric_and_scored(a, b):
     x, y = rhyme.pair(a, b), rhyme.pair(b, a)
