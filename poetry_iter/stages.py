@@ -10,6 +10,7 @@ __all__ = ['EXPERIMENTS', 'GIVEN', 'RANGES', 'CHOICES', 'StageError', 'Experimen
 # %% ../nbs/lib/09_stages.ipynb #24f86081
 import ast
 import difflib
+import importlib.util
 import io
 import json
 import math
@@ -178,19 +179,19 @@ def resolve(
 
 # %% ../nbs/lib/09_stages.ipynb #3a8e026c
 RANGES = {  # name: (test, what is expected)
-    **dict.fromkeys("num_candidates top_k max_iterations resamples_per_iteration train_batch_size max_new_tokens max_tokens lora_rank epochs".split(),
-                    (lambda v: v >= 1, "1 or more")),
-    **dict.fromkeys(["learning_rate", "final_learning_rate"], (lambda v: v > 0, "more than 0")),
-    "temperature": (lambda v: v >= 0, "0 or more"),
-    "top_p": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    **dict.fromkeys("""num_candidates top_k max_iterations resamples_per_iteration train_batch_size micro_batch_size score_batch_size max_tokens
+                    description_tokens poem_tokens lora_rank lora_alpha saves_per_iteration max_shared_ngram""".split(), (lambda v: v >= 1, "1 or more")),
+    **dict.fromkeys("temperature sampling_top_k limit held_out_limit written_poems seed learning_rate_end collapse_tolerance".split(), (lambda v: v >= 0, "0 or more")),
+    **dict.fromkeys("max_quoted_lines max_rare_overlap min_gain_kept".split(), (lambda v: 0 <= v <= 1, "a share in [0, 1]")),
+    "learning_rate": (lambda v: v > 0, "more than 0"),
+    "top_p": (lambda v: 0 < v <= 1, "a share in (0, 1]"),
     "held_out": (lambda v: 0 <= v < 1, "a share in [0, 1)"),
-    "seed": (lambda v: v >= 0, "0 or more"),
-    "limit": (lambda v: v >= 0, "0 (all) or more"),
 }
 CHOICES = {
     "arm": ("topk", "random", "worst", "all"),
     "score": ("loss", "contrast"),
     "learn": ("write", "write+describe"),
+    "examples": ("replace", "accumulate"),
     "engine": ("transformers", "unsloth"),
     "renderer": ("base", "chat", "thinking", "thinking-keep"),
     "on_collapse": ("continue", "stop", "rollback"),
@@ -208,6 +209,9 @@ def check_parameters(
             raise UserError(f"parameter {name}: expected one of {', '.join(CHOICES[name])}, found {value!r}{suggest(str(value), CHOICES[name])}")
     k, n = parameters.get("top_k"), parameters.get("num_candidates")
     if k and n and k > n: raise UserError(f"parameter top_k: expected at most num_candidates ({n}), found {k}")
+    engine, four = parameters.get("engine"), parameters.get("load_in_4bit")
+    if four and engine != "unsloth": raise UserError(f"parameter load_in_4bit: expected engine unsloth with it, found {engine}")
+    if engine == "unsloth" and importlib.util.find_spec("unsloth") is None: raise UserError("parameter engine: unsloth is not installed; `poetry-iter check` says what there is")
     if parameters.get("poems"): check_poems(parameters["poems"])
     if parameters.get("model"): check_model(parameters["model"])
 
