@@ -124,8 +124,9 @@ def token_gains(
     renderer: Renderer,
     poem: Poem,
     description: str,
-) -> list[tuple[str, float]]:  # (text of the token, nats that the description saves on it)
+) -> list[tuple[str, float]]:  # (text of the token, ∎ for the end; nats that the description saves on it)
     "For each target token, how much the description helped: its loss given none minus its loss given the description."
     own, none = (renderer.example(d, poem.title, poem.content) for d in (description, None))
     a, b = token_losses(model, [own, none])
-    return [(renderer.decode([t]), float(y - x)) for t, x, y in zip(own.targets, a, b)]
+    shown = lambda t: "∎" if t == renderer.end else renderer.decode([t])
+    return [(shown(t), float(y - x)) for t, x, y in zip(own.targets, a, b)]
