@@ -234,8 +234,9 @@ def _get(url: str) -> str:
 
 def _book(text: str) -> list[dict]:
     "Poems of a plain-text book: a heading of one line, then short lines in stanzas, up to the next gap of three lines."
-    text = re.sub(r".*?\*\*\* ?START OF[^\n]*\n|\n\*\*\* ?END OF.*", "", text.replace("\r\n", "\n"), flags=re.S)
+    text = text.replace("\r\n", "\n")
     author = re.search(r"^(?:Author|by):? +(.+)$", text, re.M)
+    text = re.sub(r".*?\*\*\* ?START OF[^\n]*\n|\n\*\*\* ?END OF.*", "", text, flags=re.S)
     rows, title = [], ""
     for chunk in re.split(r"\n(?:[ \t]*\n){2,}", text):
         blocks = [b.split("\n") for b in re.split(r"\n\s*\n", clean(chunk)) if b.strip()]
