@@ -1,0 +1,154 @@
+"""Notebooks as text: what a stage and a module notebook must look like, so that they can be read, run and changed by anybody."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from poetry_iter.stages import EXPERIMENTS, GIVEN, check_parameters, declared_parameters, load_stages, read_profile, read_stage, resolve
+
+HOUSE = Path(__file__).resolve().parents[1]
+NBS = HOUSE / "nbs"
+EXPERIMENT_FOLDERS = [f for f in (NBS / name for name in ("loop", "workshop", "critic", "embedded")) if f.is_dir()]
+STAGES = [p for folder in EXPERIMENT_FOLDERS for p in sorted(folder.glob("[0-9]*.ipynb"))]
+MODULES = sorted((NBS / "lib").glob("[0-9]*.ipynb"))
+PROFILES = [p for folder in EXPERIMENT_FOLDERS for p in sorted((folder / "profiles").glob("*.yaml"))]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(NBS))
+
+
+def cells(path: Path, kind: str = "code") -> list:
+    return [c for c in nbformat.read(path, 4).cells if c.cell_type == kind]
+
+
+def tree(source: str) -> ast.Module:
+    """The code of a cell, without its directives, magics and shell lines."""
+    return ast.parse("\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n")))
+
+
+def is_import(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def mixed(source: str) -> bool:
+    """Whether a cell holds imports and other code side by side."""
+    kinds = {is_import(node) for node in tree(source).body}
+    return kinds == {True, False}
+
+
+def defined(source: str) -> list[str]:
+    return [n.name for n in ast.walk(tree(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+
+
+def uncommented(source: str) -> list[str]:
+    """Lines of a parameters cell that are no literal with a comment behind it."""
+    return [line for line in source.split("\n") if line.strip() and not re.fullmatch(r"\w+ = .+?  # \S.*", line)]
+
+
+def names_read(path: Path) -> set[str]:
+    """Every name that the code of a stage reads, its parameters cell apart."""
+    code = [c.source for c in cells(path) if "parameters" not in c.metadata.get("tags", [])]
+    return {n.id for source in code for n in ast.walk(tree(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def stage_faults(path: Path) -> list[str]:
+    """What is wrong with a stage notebook."""
+    code, text = cells(path), "\n".join(c.source for c in cells(path, "markdown"))
+    tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    faults = [f"no line that begins with **{word}**" for word in ("Reads", "Writes") if not re.search(rf"^\*\*{word}\*\*", text, re.M)]
+    if not cells(path, "markdown")[:1] or not cells(path, "markdown")[0].source.startswith("# "):
+        faults.append("no title")
+    if len(tagged) != 1:
+        return [*faults, f"{len(tagged)} cells with the tag parameters"]
+    faults += [f"parameter without a comment, or not one a line: {line!r}" for line in uncommented(tagged[0].source)]
+    declared = read_stage(path).parameters
+    faults += [f"parameter {p} is never read" for p in declared if p not in names_read(path)]
+    if "run_dir" not in declared:
+        faults.append("run_dir is not a parameter")
+    before = [c for c in code[: code.index(tagged[0])] if not all(map(is_import, tree(c.source).body))]
+    faults += [f"code before the parameters: {c.source.splitlines()[0]!r}" for c in before]
+    faults += [f"defines {d}: it belongs into nbs/lib" for c in code for d in defined(c.source)]
+    faults += [f"imports and code in one cell: {c.source.splitlines()[0]!r}" for c in code if mixed(c.source)]
+    if not any(isinstance(n, ast.Assert) for c in code for n in ast.walk(tree(c.source))):
+        faults.append("asserts nothing about what it wrote")
+    return faults
+
+
+@pytest.mark.parametrize("path", STAGES, ids=name)
+def test_a_stage(path):
+    assert stage_faults(path) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_module(path):
+    code = cells(path)
+    assert sum("#| default_exp" in c.source for c in code) == 1
+    first = nbformat.read(path, 4).cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# .+\n\n> \S", first.source), "title and a one-line summary come first"
+    assert [c.source.splitlines()[0] for c in code if mixed(c.source)] == [], "imports and code in one cell"
+
+
+def test_the_checks_find_faults(tmp_path):
+    sources = ["import os\nx = 1", "run_dir = 'x'  # folder\nn = 2\nunused = 1  # nothing", "def f(): return run_dir, n"]
+    made = [nbformat.v4.new_code_cell(s) for s in sources]
+    made[1].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Bad\n\n**Reads** all"), *made]), tmp_path / "bad.ipynb")
+    assert stage_faults(tmp_path / "bad.ipynb") == [
+        "no line that begins with **Writes**",
+        "parameter without a comment, or not one a line: 'n = 2'",
+        "parameter unused is never read",
+        "code before the parameters: 'import os'",
+        "defines f: it belongs into nbs/lib",
+        "imports and code in one cell: 'import os'",
+        "asserts nothing about what it wrote",
+    ]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_stages_of_an_experiment_agree(experiment):
+    stages = load_stages(EXPERIMENTS[experiment])
+    everything = declared_parameters(stages)
+    for stage in stages.values():
+        for parameter, found in stage.parameters.items():
+            if parameter not in GIVEN:
+                assert found.default == everything[parameter].default, f"{stage.name}: {parameter} has another default than in an earlier stage"
+    assert set(EXPERIMENTS[experiment].rounds) <= everything.keys()
+    for each in EXPERIMENTS[experiment].each:
+        assert "round" in stages[each].parameters
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=name)
+def test_a_profile(path):
+    (experiment,) = [e for e in EXPERIMENTS.values() if HOUSE / e.folder == path.parents[1]]
+    found = read_profile(path.stem, experiment)
+    assert found == yaml.safe_load(path.read_text()) and found
+    everything = declared_parameters(load_stages(experiment))
+    values = resolve(everything, found)  # raises for a name that no stage declares, and for a wrong type
+    check_parameters(experiment, {k: v for k, v in values.items() if k not in ("poems", "engine", "load_in_4bit")})
+
+
+def test_the_tag_survives_nbdev_clean(tmp_path):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").write_text((HOUSE / "settings.ini").read_text())
+    copies = [tmp_path / "nbs" / f"{i}.ipynb" for i in range(len(STAGES))]
+    for path, copy in zip(STAGES, copies):
+        nb = json.loads(path.read_text())
+        nb["cells"][0]["metadata"]["gone"] = True  # what it does clean
+        copy.write_text(json.dumps(nb))
+    subprocess.run([Path(sys.executable).parent / "nbdev_clean"], cwd=tmp_path, check=True)
+    for path, copy in zip(STAGES, copies):
+        assert "gone" not in copy.read_text()
+        assert read_stage(copy).parameters == read_stage(path).parameters
+
+
+def test_no_absolute_path_of_a_machine():
+    for path in [*STAGES, *MODULES]:
+        assert not re.search(r"/(home|Users|work)/\w+/", path.read_text()), f"{name(path)} names a folder of one machine"
