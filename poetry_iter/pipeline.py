@@ -7,6 +7,7 @@ __all__ = ['parser', 'main']
 
 # %% ../nbs/lib/09_pipeline.ipynb #f56aa7e1
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -174,10 +175,16 @@ def main(
     except UserError as e: return _say(e, 2)
     except StageError as e: return _say(e, 1)
     except KeyboardInterrupt as e: return _say(str(e) or "interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: nothing to say at exit either
-        return 0
+    except BrokenPipeError: return _silence(0)  # nobody reads
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT): raise
+        return _silence(_say(f"cannot write {e.filename or 'to standard output'}: {e.strerror}", 2))
     finally: signal.signal(signal.SIGTERM, terminate)
+
+def _silence(status: int) -> int:
+    "Standard output cannot be written: say nothing more there, not even at exit."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 def _say(what, status: int) -> int:
     print(f"poetry-iter: {what}", file=sys.stderr)

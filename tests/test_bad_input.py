@@ -1,0 +1,216 @@
+"""A user's mistake: one sentence that names what, where, found and expected; exit status 2; nothing half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import HOUSE
+
+from poetry_iter.core import UserError, write_json
+from poetry_iter.pipeline import main
+from poetry_iter.stages import check_model
+
+
+def row(title="A", content="one line\nand another"):
+    return json.dumps({"title": title, "content": content}) + "\n"
+
+
+POEM_FILES = {  # name: (content, what the sentence says)
+    "empty.jsonl": ("", "no poem in it"),
+    "latin.jsonl": ("{}caf\u00e9\n".format(row()).encode("latin-1"), "not UTF-8 (byte"),
+    "half.jsonl": (row() + row()[:20], "line 2: not a whole JSON object"),
+    "untitled.jsonl": (row() + json.dumps({"content": "a poem"}) + "\n", "line 2: no title"),
+    "blank.jsonl": (row(title=" "), "line 1: `title` is empty"),
+    "no-text.jsonl": (row() + "\n" + json.dumps({"title": "B"}) + "\n", "line 3: no poem"),
+    "number.jsonl": (json.dumps({"title": "B", "content": 7}), "line 1: `content` is int, expected text"),
+    "list.jsonl": ("[1, 2]\n", "line 1: expected a JSON object"),
+    "wrong.csv": ("title,content\n", "poems are .jsonl, .json or .txt files, found '.csv'"),
+    "html.jsonl": (row(content="a<br>b"), "HTML"),
+    "object.json": ("[1]", "row 1: expected an object"),
+}
+SETTINGS = {  # what is given: what the sentence says
+    "num_candidates=0": "num_candidates: expected 1 or more, found 0",
+    "num_candidates=-1": "num_candidates: expected 1 or more, found -1",
+    "top_k=5": "top_k: expected at most num_candidates (4), found 5",
+    "top_k=0": "top_k: expected 1 or more",
+    "temperature=-0.1": "temperature: expected 0 or more, found -0.1",
+    "temperature=warm": "temperature: expected a number, found 'warm'",
+    "temperature=nan": "temperature: expected a finite number",
+    "top_p=0": "top_p: expected a share in (0, 1]",
+    "top_p=1.1": "top_p: expected a share in (0, 1], found 1.1",
+    "max_iterations=0": "max_iterations: expected 1 or more",
+    "max_iterations=2.5": "max_iterations: expected a whole number, found '2.5'",
+    "max_iterations=": "max_iterations: expected a whole number, found ''",
+    "resamples_per_iteration=0": "resamples_per_iteration: expected 1 or more",
+    "learning_rate=0": "learning_rate: expected more than 0",
+    "learning_rate=inf": "learning_rate: expected a finite number",
+    "held_out=1": "held_out: expected a share in [0, 1)",
+    "held_out=-0.5": "held_out: expected a share in [0, 1)",
+    "train_batch_size=0": "train_batch_size: expected 1 or more",
+    "seed=-1": "seed: expected 0 or more",
+    "guard=maybe": "guard: expected true or false, found 'maybe'",
+    "arm=best": "arm: expected one of topk, random, worst, all, found 'best'",
+    "score=contrasts": "(did you mean contrast?)",
+    "learn=read": "learn: expected one of write, write+describe",
+    "engine=llama": "engine: expected one of transformers, unsloth",
+    "renderer=raw": "renderer: expected one of base, chat, thinking",
+    "on_collapse=panic": "on_collapse: expected one of continue, stop, rollback",
+    "load_in_4bit=true": "load_in_4bit: expected engine unsloth",
+    "num_candidate=4": "no stage declares it (did you mean num_candidates?)",
+    "round=2": "round: the runner gives it",
+    "run_dir=x": "run_dir: the runner gives it",
+    "num_candidates": "expected name=value",
+    "poems=nowhere.jsonl": "nowhere.jsonl: there is no such file",
+    "poems=nbs/loop": "no .jsonl, .json or .txt file in this folder",
+    "model=data/nowhere": "model data/nowhere: there is no such folder",
+    "model=nowhere": "model nowhere: there is no such folder",
+    "model=nbs": "the folder has no config",
+    "model=settings.ini": "model settings.ini: a file",
+}
+
+
+@pytest.fixture
+def refused(house, monkeypatch, capsys):
+    """Runs the command line, which must refuse in one sentence and write nothing; gives the sentence."""
+    monkeypatch.chdir(house.path)
+    before = sorted(house.path.iterdir())
+
+    def refuse(*args):
+        assert main([str(a) for a in args]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.startswith("poetry-iter: ") and said.err.count("\n") == 1
+        assert sorted(house.path.iterdir()) == before, "something was written"
+        return said.err
+
+    return refuse
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_wrong_parameter(refused, setting):
+    assert SETTINGS[setting] in refused("run", "loop", "-p", setting)
+
+
+@pytest.mark.parametrize("name", POEM_FILES)
+def test_a_wrong_poem_file(refused, tmp_path_factory, name):
+    content, expected = POEM_FILES[name]
+    path = tmp_path_factory.mktemp("poems") / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = refused("run", "loop", "-p", f"poems={path}")
+    assert expected in said and str(path) in said
+
+
+def test_a_wrong_experiment_profile_or_run(refused, tmp_path_factory):
+    assert "(did you mean loop?)" in refused("run", "lop")
+    assert "neither a file nor a profile" in refused("run", "loop", "--profile", "nowhere")
+    folder = tmp_path_factory.mktemp("profiles")
+    for content, expected in (("a: [1", "not yaml"), ("- a\n- b\n", "expected lines of"), ("tok_k: 1\n", "(did you mean top_k?)"), ("top_k: two\n", "top_k: expected a whole number, found 'two'")):
+        (folder / "mine.yaml").write_text(content)
+        assert expected in refused("run", "loop", "--profile", folder / "mine.yaml")
+    for name in ("../up", "a/b", "", "-p", "a b"):
+        assert "expected a name of letters" in refused("run", "loop", f"--run={name}")
+    assert "there is none to resume" in refused("run", "loop", "--resume", "--run", "nowhere")
+    assert "no unfinished run" in refused("run", "loop", "--resume")
+    assert "there is no folder outputs/nowhere" in refused("runs", "compare", "nowhere", "nowhere-2")
+    assert "more than 0, found -1" in refused("models", "--vram", "-1")
+    assert "no such file" in refused("poems", "check", "nowhere.jsonl")
+    assert "ends in .jsonl" in refused("poems", "fetch", "Keats", "--out", "keats.txt")
+
+
+def test_outside_of_the_project(tmp_path_factory, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert main(["run", "loop"]) == 2
+    assert "no settings.ini" in capsys.readouterr().err
+
+
+def test_a_model_folder_that_is_not_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(HOUSE)
+    model = tmp_path / "model"
+    shutil.copytree(HOUSE / "data/model", model)
+    check_model(str(model))
+    weights = next(model.glob("*.safetensors"))
+    whole = weights.read_bytes()
+    for content, expected in ((whole[:-10], "the file was cut off"), (b"", "not a safetensors file"), (b"\xff" * 100, "not a safetensors file")):
+        weights.write_bytes(content)
+        with pytest.raises(UserError, match=expected):
+            check_model(str(model))
+    weights.write_bytes(whole)
+    for patterns, expected in ((["tokenizer.json", "vocab.json"], "no tokenizer"), (["*.safetensors", "*.bin"], "no weights"), (["config.json"], "no config")):
+        for f in [f for p in patterns for f in model.glob(p)]:
+            f.unlink()
+        with pytest.raises(UserError, match=expected):
+            check_model(str(model))
+
+
+def test_a_checkpoint_of_another_renderer_or_base(tmp_path, monkeypatch):
+    from poetry_iter.models import check_adapter, model_hash
+
+    monkeypatch.chdir(HOUSE)
+    with pytest.raises(UserError, match=r"no adapter_config\.json"):
+        check_adapter(tmp_path, "data/model")
+    write_json(tmp_path / "adapter_config.json", {})
+    write_json(tmp_path / "made_with.json", {"base": "data/model", "base_hash": model_hash("data/model"), "renderer": "chat"})
+    assert check_adapter(tmp_path, "data/model", "chat")["renderer"] == "chat"
+    with pytest.raises(UserError, match="made with the renderer 'chat', asked for with 'base'"):
+        check_adapter(tmp_path, "data/model", "base")
+    with pytest.raises(UserError, match="made on the base model data/model"):
+        check_adapter(tmp_path, "Qwen/Qwen3-8B", "chat")
+
+
+def run_loop(house, name, poems, *settings):
+    path = house.path / "poems.jsonl"
+    path.write_text("".join(poems))
+    small = ["num_candidates=2", "top_k=1", "max_iterations=1", "written_poems=1", "poem_tokens=32", f"poems={path}"]
+    return house.cli("run", "loop", "--run", name, *[x for s in (*small, *settings) for x in ("-p", s)])
+
+
+def test_poems_longer_than_the_context(house):
+    long = [row(f"Long {i}", "\n".join(f"line {n} of poem {i} goes on and on" for n in range(2000))) for i in range(3)]
+    done = run_loop(house, "long", long)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "poems.jsonl: " in done.stderr.splitlines()[-1] and "usable poem" in done.stderr
+    assert not (house.run("long") / "poems.jsonl").exists()
+
+
+def test_every_candidate_of_every_poem_is_cut(house):
+    short = [row(f"Poem {i}", f"the {w} is here\nand then it is gone\nas the {w} was") for i, w in enumerate("rain sun moon wind".split())]
+    done = run_loop(house, "cut", short, "description_tokens=1")
+    ledger = [json.loads(line) for line in (house.run("cut") / "round_001/ledger.jsonl").read_text().splitlines()]
+    assert ledger and {r["ended"] for r in ledger} == {"cut"} and not {"winner"} & {r["verdict"] for r in ledger}
+    assert done.returncode == 2 and "nothing to train on" in done.stderr.splitlines()[-1]
+
+
+FULL = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("size", [100_000, 1])
+def test_no_space_left(tiny, size):
+    """A limit on the size of a file stands for a full disk: a stage meets it while it writes, or the runner does."""
+    tiny.stage("3_end", "run_dir = 'x'  # folder\nrounds = 2  # how many", "from poetry_iter.core import write_text", f"write_text(f'{{run_dir}}/report.html', 'x' * {size})", f"print('y' * {60_000 // size})")
+    (tiny.path / "full.py").write_text(FULL.format(limit=50_000))
+    script, tiny.script = tiny.script, tiny.path / "full.py"
+    done = tiny.cli(str(script), "run", "tiny", "--run", "a", "-p", "rounds=1")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "cannot write" in done.stderr.splitlines()[-1] and "ree some space" in done.stderr
+    assert "1_start.ipynb" in tiny.notebooks("a") and "3_end.ipynb" not in tiny.notebooks("a")
+    assert not list(tiny.run("a").rglob("*.tmp")) and not (tiny.run("a") / "report.html").exists() or size == 1
+    tiny.script = script
+    done = tiny.cli("run", "tiny", "--resume")  # with the space back
+    assert done.returncode == 0, done.stderr
+
+
+def test_dev_full(tmp_path):
+    """Standard output on a full device."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", "import sys; from poetry_iter.pipeline import main; sys.exit(main(['models']))"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=HOUSE)
+    assert done.returncode == 2 and done.stderr == "poetry-iter: cannot write to standard output: No space left on device\n"
