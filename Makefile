@@ -1,7 +1,6 @@
 # run · test · lab · docs · bench: each makes .venv first if it is not there
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-export OMP_NUM_THREADS ?=
 # a tool that tries the hub at run time should fail at once, not hang
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
@@ -32,8 +31,7 @@ format: .venv
 	$(BIN)/ruff format tests bench docs setup.py
 
 lint: .venv
-	$(BIN)/ruff check tests bench docs setup.py
-	$(BIN)/ruff check --config 'exclude=[]' --extend-ignore I001,F401,RUF022,RUF100,W391 --no-force-exclude poetry_iter
+	$(BIN)/ruff check .
 
 .venv: settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'
