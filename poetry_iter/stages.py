@@ -97,8 +97,9 @@ def parse_parameters(
         line = ast.unparse(node)
         try:
             (target,) = node.targets
+            if target.id in found: raise ValueError
             found[target.id] = Parameter(ast.literal_eval(node.value), notes.get(node.end_lineno, ""))
-        except (AttributeError, ValueError): raise UserError(f"{where}: the parameters cell holds name = literal, found {line!r}") from None
+        except (AttributeError, ValueError): raise UserError(f"{where}: the parameters cell holds name = literal, each name once, found {line!r}") from None
     return found
 
 # %% ../nbs/lib/09_stages.ipynb #f24771a4

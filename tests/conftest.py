@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 HOUSE = Path(__file__).resolve().parents[1]
@@ -45,11 +47,19 @@ class Project:
 
     path: Path
     script: Path
+    started: list[subprocess.Popen] = field(default_factory=list)
 
     def start(self, *args: str, **kwargs) -> subprocess.Popen:
         env = {**os.environ, **kwargs.pop("env", {})}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        return subprocess.Popen([sys.executable, self.script, *args], cwd=self.path, env=env, **pipes, **kwargs)
+        self.started.append(subprocess.Popen([sys.executable, self.script, *args], cwd=self.path, env=env, **pipes, **kwargs))
+        return self.started[-1]
+
+    def end(self) -> None:
+        """Nothing outlives its test."""
+        for process in self.started:
+            if process.poll() is None:
+                kill_all(process)
 
     def cli(self, *args: str, **kwargs) -> subprocess.CompletedProcess:
         process = self.start(*args, **kwargs)
@@ -76,23 +86,35 @@ class Project:
 
 
 @pytest.fixture
-def tiny(tmp_path) -> Project:
+def tiny(tmp_path):
     """A project with the small experiment, which needs no model."""
     (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
     (tmp_path / "command.py").write_text(COMMAND)
     project = Project(tmp_path, tmp_path / "command.py")
     for name, sources in STAGES.items():
         project.stage(name, *sources)
-    return project
+    yield project
+    project.end()
 
 
 @pytest.fixture
-def house(tmp_path) -> Project:
+def house(tmp_path):
     """The real notebooks and data, seen from a root of its own, so that outputs/ is the test's."""
     for name in ("settings.ini", "nbs", "data"):
         (tmp_path / name).symlink_to(HOUSE / name)
     (tmp_path / "command.py").write_text("import sys\nfrom poetry_iter.pipeline import main\nsys.exit(main())\n")
-    return Project(tmp_path, tmp_path / "command.py")
+    project = Project(tmp_path, tmp_path / "command.py")
+    yield project
+    project.end()
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to a runner, its kernel and all that they started, at one moment."""
+    process.send_signal(signal.SIGSTOP)  # or it would note its kernel's end
+    for child in psutil.Process(process.pid).children(recursive=True):
+        os.kill(child.pid, signal.SIGKILL)
+    process.kill()
+    process.communicate()
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 300) -> None:
