@@ -52,7 +52,8 @@ def poet(
 ) -> tuple:  # its model, its renderer, and what it is called
     "The model after a run's last round, with the renderer that it was trained with."
     if run is None: return *_load("data/model", None, "chat"), "the embedded model"
-    settings, last = run.config["parameters"], checkpoint_before(run, 10**9)
+    if not (settings := run.config.get("parameters")): raise UserError(f"run {run.name}: it has no config.json, so its model is not known")
+    last = checkpoint_before(run, 10**9)
     how = [settings.get(name, default) for name, default in (("engine", "transformers"), ("load_in_4bit", False))]
     model = _load(settings["model"], str(last["adapter"]) if last else None, settings["renderer"], *how)
     return *model, f"{run.name}, {'round ' + str(last['round']) if last else 'no round trained yet'}"
@@ -92,7 +93,7 @@ def browse(
     if not (w := _widgets()): return HTML(NO_WIDGETS)
     runs = {r.name: r for r in reversed(list_runs(folder))}
     if not runs: raise UserError(f"there is no run in {folder}: `make run` makes one")
-    if run and run not in runs: raise UserError(f"run {run}: there is none of that name in {folder}; there are: {', '.join(runs)}")
+    _known(run, runs, folder)
     which, only = w.Dropdown(options=list(runs), value=run or next(iter(runs)), description="run"), w.Dropdown(options=VERDICTS, description="show")
     at, cards, book = w.IntSlider(min=1, max=1, description="page", layout=w.Layout(flex="1 1 12em")), w.HTML(), []
     back, on = (w.Button(icon=icon, tooltip=tip, layout=w.Layout(width="3em")) for icon, tip in (("arrow-left", "back"), ("arrow-right", "on")))
@@ -112,23 +113,33 @@ def browse(
     return w.VBox([w.HBox([which, only]), w.HBox([back, at, on]), cards])
 
 def ask(
-    run: Run | None = None,  # see `poet`
+    folder: str | Path = "outputs",  # of the runs
+    run: str = "",  # the one whose model writes first (default: the model that ships)
     description: str = "",  # what stands in the box at first
 ):
-    "A widget in which a person types a description and gets poems."
+    "A widget in which a person types a description and gets poems from a run's model, or from the one that ships."
     if not (w := _widgets()): return HTML(NO_WIDGETS)
+    runs = {"the embedded model": None, **{r.name: r for r in reversed(list_runs(folder))}}
+    _known(run, runs, folder)
     box = w.Textarea(description, placeholder="what the poem is about, its images, mood and form", rows=4, layout=w.Layout(width="98%"))
-    heat, go, cards = w.FloatSlider(0.9, min=0, max=1.5, step=0.1, description="temperature"), w.Button(description="Write", button_style="primary"), w.HTML()
+    which, go, cards = w.Dropdown(options=runs, value=runs[run] if run else None, description="model"), w.Button(description="Write", button_style="primary"), w.HTML()
+    heat = w.FloatSlider(0.9, min=0, max=1.5, step=0.1, description="temperature", style={"description_width": "initial"})
     tries = iter(range(10**6))
 
     def write_now(_):
         go.disabled, cards.value = True, "<i>writing …</i>"
-        cards.value, go.disabled = _or_mistake(lambda: poems_from(box.value, run, seed=next(tries), temperature=heat.value)), False
+        cards.value = _or_mistake(lambda: poems_from(box.value, which.value, seed=next(tries), temperature=heat.value))
+        go.disabled = False
 
     go.on_click(write_now)
-    return w.VBox([box, w.HBox([heat, go]), cards])
+    return w.VBox([box, w.HBox([which, heat, go]), cards])
+
+def _known(run: str, runs, folder) -> None:
+    if run and run not in runs: raise UserError(f"run {run}: there is none of that name in {folder}; there are: {', '.join(runs)}")
 
 def _or_mistake(show) -> str:
-    "What it shows, or the sentence that says what was wrong."
+    "What it shows, or what went wrong: the traceback of a press on a button is seen by nobody."
     try: return show().data
-    except UserError as e: return f"<p><b>{html.escape(str(e))}</b></p>"
+    except Exception as e:
+        kind = "" if isinstance(e, UserError) else f"{type(e).__name__}: "
+        return f"<p><b>{html.escape(kind + str(e))}</b></p>"
