@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Analysis', 'Part', 'Match', 'REGISTRY', 'ACCEPT', 'analyse', 'form', 'detect', 'check', 'report']
 
-# %% ../nbs/lib/12_forms.ipynb #f8389271
+# %% ../nbs/lib/12_forms.ipynb #39ea013e
 import re
 from collections import Counter, namedtuple
 from functools import lru_cache
@@ -14,7 +14,7 @@ from . import meter, rhyme
 from .core import UserError
 from .pronunciation import pronounce, words
 
-# %% ../nbs/lib/12_forms.ipynb #f904ada0
+# %% ../nbs/lib/12_forms.ipynb #c05ede48
 Analysis = namedtuple("Analysis", "text lines stanzas letters poem")  # lines: with text only; letters: one each; poem: `meter.Poem` of them
 
 @lru_cache(256)
@@ -35,7 +35,7 @@ def _share(flags): return sum(flags) / len(flags) if flags else 0.0
 def _metered(a, families, feet): return _share([s.family in families and len(s.feet) in feet for s in _scans(a)])
 def _rhymed(a): return _share([a.letters.count(c) > 1 for c in a.letters])
 
-# %% ../nbs/lib/12_forms.ipynb #c9d38f5d
+# %% ../nbs/lib/12_forms.ipynb #dea5c160
 Part = namedtuple("Part", "name score weight")
 Match = namedtuple("Match", "form score accepted parts deviations")
 REGISTRY = {}  # name -> (function, how special it is, one line about it)
@@ -68,9 +68,9 @@ def _scheme(a, wanted, weight=3):
     "A part for a rhyme scheme: what the ear finds and what the pattern asks for, with deviations by line."
     n = min(len(a.letters), len(wanted))
     near = _agreement(a.letters[:n], wanted[:n])
-    if near < 0.3: return Part("rhyme", 0.8 * near, weight), [f"rhymes {a.letters[:40]}, expected {rhyme.canonical(wanted)[:40]}"]
-    score = 0.5 * near + 0.5 * rhyme.reward(a.lines[:n], wanted[:n])
-    return Part("rhyme", score, weight), [d.reason for d in rhyme.deviations(a.lines[:n], wanted[:n])]
+    if near < 0.45: return Part("rhyme", 0.8 * near, weight), [f"rhymes {a.letters[:40]}, expected {rhyme.canonical(wanted)[:40]}"]
+    reward, out = rhyme.compare(a.lines[:n], wanted[:n])
+    return Part("rhyme", 0.5 * near + 0.5 * reward, weight), [d.reason for d in out]
 
 def _best_scheme(a, options, weight=3):
     n = len(a.letters)
@@ -107,7 +107,7 @@ def _stanza_form(a, size, wanted, feet=None, name="iambic pentameter", last=None
         out = out + more
     return parts, out
 
-# %% ../nbs/lib/12_forms.ipynb #6ab60708
+# %% ../nbs/lib/12_forms.ipynb #258857af
 _PENTAMETER = ("iambic",), (5,), "iambic pentameter"
 
 def _sonnet(a, options, n=14):
@@ -211,7 +211,7 @@ def _ghazal(a):
     qafia = _share([rhyme.pair(before[0], w).score > 0.5 for w in before[1:]]) if len(before) > 1 else 0.0
     return [Part("refrain", refrain if size else 0.6 * refrain, 4), Part("only there", 1 - other, 2), Part("rhyme before it", max(0.4, qafia), 1)], out
 
-# %% ../nbs/lib/12_forms.ipynb #ceb58e2c
+# %% ../nbs/lib/12_forms.ipynb #17905967
 def _couplets_part(a):
     n = len(a.lines)
     if n < 2 or n % 2: return None, [f"{n} lines, expected pairs"]
@@ -354,7 +354,7 @@ def _prose(a):
     wrapped = len(lengths) > 3 and max(lengths) - sorted(lengths)[len(lengths) // 4] <= 14 and _rhymed(a) < 0.35 and a.poem.fit < 0.5 and _share([l[:1].islower() for l in a.lines[1:]]) > 0.5
     return [Part("paragraphs", 0.7 if wrapped else 0.05, 3)], [] if wrapped else ["the text is broken into lines"]
 
-# %% ../nbs/lib/12_forms.ipynb #5ebb181b
+# %% ../nbs/lib/12_forms.ipynb #8b767d7a
 ACCEPT = 0.6  # the score from which a text is said to have a form
 
 def _value(parts):
@@ -393,7 +393,7 @@ def check(
     a = analyse(str(text))
     return max((_match(n, a) for n in names), key=lambda m: m.score)
 
-# %% ../nbs/lib/12_forms.ipynb #0d92f7d8
+# %% ../nbs/lib/12_forms.ipynb #4421af0a
 def report(
     text: str,
 ) -> dict:  # what `poetry-iter verse --json` prints
