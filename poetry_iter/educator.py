@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from .contracts import EDUCATOR_TASKS, parse_brief, poem_text, read_poem
+from .contracts import EDUCATOR_TASKS, TASKS, parse_brief, poem_text, read_poem
 from .core import UserError, digest, iter_jsonl, root, seed_of
 from .poems import Poem, load_poems, words
 
@@ -156,7 +156,7 @@ def requests_of(
     "What to ask the teacher."
     from poetry_iter.teacher import Request
 
-    spec = EDUCATOR_TASKS[task]
+    spec = TASKS[task]
     about = lambda i: {k: v for k, v in i.items() if k in spec.fields}
     return [Request(f"{task}-{n}-{digest(about(i), 8)}", spec.messages(i), task, spec.contract, spec.tokens, check=spec.parse, about=about(i)) for n, i in enumerate(items)]
 
@@ -166,13 +166,13 @@ def collect(
     answers: list,  # of `Answer`, in the same order
 ) -> tuple[list[dict], list[dict]]:  # rows with their answers, and those refused with how they ended and why
     "Sort answers by what they are worth."
-    spec, rows, refused = EDUCATOR_TASKS[task], [], []
+    spec, rows, refused = TASKS[task], [], []
     for item, a in zip(items, answers, strict=True):
         reasons, row = [a.reason], {**item, **a.origin()}
         if a.ok:
             row |= a.value if task == "reading" else {spec.answer: a.text.strip()}
             if task == "comparison": row["stronger"] = a.value["stronger"]
-            reasons = gate(task, {**row, spec.answer: a.text} if task == "reading" else row)
+            reasons = [] if task == "poem" else gate(task, {**row, spec.answer: a.text} if task == "reading" else row)
         if a.ok and not reasons: rows.append(row)
         else: refused.append({"task": task, "title": item.get("title") or item.get("title_a") or item.get("question", ""), "ended": "gate" if a.ok else a.ended,
                               "reasons": reasons, "text": a.text, **a.origin()})
