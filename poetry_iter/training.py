@@ -33,6 +33,7 @@ class Training:
     saves: int = 2  # checkpoints a round, from which a killed run goes on
     gradient_checkpointing: bool = False
     seed: int = 0
+    lora_dropout: float = 0.0  # share of the adapter's inputs left out in training
 
     def __post_init__(self):
         if self.learning_rate <= 0 or self.learning_rate_end < 0: raise UserError(f"learning rates are over 0, found {self.learning_rate} → {self.learning_rate_end}")
@@ -122,12 +123,12 @@ def add_adapter(
 
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         model.model = FastLanguageModel.get_peft_model(
-            model.model, r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=0, target_modules=names, random_state=settings.seed,
+            model.model, r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=names, random_state=settings.seed,
             use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False)
     else:
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules="all-linear", task_type="CAUSAL_LM")
         model.model = get_peft_model(model.model, config)
     return model
 
