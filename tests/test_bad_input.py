@@ -20,7 +20,7 @@ def row(title="A", content="one line\nand another"):
 
 POEM_FILES = {  # name: (content, what the sentence says)
     "empty.jsonl": ("", "no poem in it"),
-    "latin.jsonl": ("{}caf\u00e9\n".format(row()).encode("latin-1"), "not UTF-8 (byte"),
+    "latin.jsonl": (f"{row()}caf\u00e9\n".encode("latin-1"), "not UTF-8 (byte"),
     "half.jsonl": (row() + row()[:20], "line 2: not a whole JSON object"),
     "untitled.jsonl": (row() + json.dumps({"content": "a poem"}) + "\n", "line 2: no title"),
     "blank.jsonl": (row(title=" "), "line 1: `title` is empty"),
@@ -106,7 +106,12 @@ def test_a_wrong_experiment_profile_or_run(refused, tmp_path_factory):
     assert "(did you mean loop?)" in refused("run", "lop")
     assert "neither a file nor a profile" in refused("run", "loop", "--profile", "nowhere")
     folder = tmp_path_factory.mktemp("profiles")
-    for content, expected in (("a: [1", "not yaml"), ("- a\n- b\n", "expected lines of"), ("tok_k: 1\n", "(did you mean top_k?)"), ("top_k: two\n", "top_k: expected a whole number, found 'two'")):
+    for content, expected in (
+        ("a: [1", "not yaml"),
+        ("- a\n- b\n", "expected lines of"),
+        ("tok_k: 1\n", "(did you mean top_k?)"),
+        ("top_k: two\n", "top_k: expected a whole number, found 'two'"),
+    ):
         (folder / "mine.yaml").write_text(content)
         assert expected in refused("run", "loop", "--profile", folder / "mine.yaml")
     for name in ("../up", "a/b", "", "-p", "a b"):
@@ -137,7 +142,11 @@ def test_a_model_folder_that_is_not_whole(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=expected):
             check_model(str(model))
     weights.write_bytes(whole)
-    for patterns, expected in ((["tokenizer.json", "vocab.json"], "no tokenizer"), (["*.safetensors", "*.bin"], "no weights"), (["config.json"], "no config")):
+    for patterns, expected in (
+        (["tokenizer.json", "vocab.json"], "no tokenizer"),
+        (["*.safetensors", "*.bin"], "no weights"),
+        (["config.json"], "no config"),
+    ):
         for f in [f for p in patterns for f in model.glob(p)]:
             f.unlink()
         with pytest.raises(UserError, match=expected):
@@ -194,14 +203,20 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize("size", [100_000, 1])
 def test_no_space_left(tiny, size):
     """A limit on the size of a file stands for a full disk: a stage meets it while it writes, or the runner does."""
-    tiny.stage("3_end", "run_dir = 'x'  # folder\nrounds = 2  # how many", "from poetry_iter.core import write_text", f"write_text(f'{{run_dir}}/report.html', 'x' * {size})", f"print('y' * {60_000 // size})")
+    tiny.stage(
+        "3_end",
+        "run_dir = 'x'  # folder\nrounds = 2  # how many",
+        "from poetry_iter.core import write_text",
+        f"write_text(f'{{run_dir}}/report.html', 'x' * {size})",
+        f"print('y' * {60_000 // size})",
+    )
     (tiny.path / "full.py").write_text(FULL.format(limit=50_000))
     script, tiny.script = tiny.script, tiny.path / "full.py"
     done = tiny.cli(str(script), "run", "tiny", "--run", "a", "-p", "rounds=1")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "cannot write" in done.stderr.splitlines()[-1] and "ree some space" in done.stderr
     assert "1_start.ipynb" in tiny.notebooks("a") and "3_end.ipynb" not in tiny.notebooks("a")
-    assert not list(tiny.run("a").rglob("*.tmp")) and not (tiny.run("a") / "report.html").exists() or size == 1
+    assert (not list(tiny.run("a").rglob("*.tmp")) and not (tiny.run("a") / "report.html").exists()) or size == 1
     tiny.script = script
     done = tiny.cli("run", "tiny", "--resume")  # with the space back
     assert done.returncode == 0, done.stderr
@@ -212,5 +227,11 @@ def test_dev_full(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", "import sys; from poetry_iter.pipeline import main; sys.exit(main(['models']))"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=HOUSE)
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; from poetry_iter.pipeline import main; sys.exit(main(['models']))"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=HOUSE,
+        )
     assert done.returncode == 2 and done.stderr == "poetry-iter: cannot write to standard output: No space left on device\n"

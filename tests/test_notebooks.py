@@ -92,7 +92,7 @@ def test_a_module(path):
     code = cells(path)
     assert sum("#| default_exp" in c.source for c in code) == 1
     first = nbformat.read(path, 4).cells[0]
-    assert first.cell_type == "markdown" and re.match(r"# .+\n\n> \S", first.source), "title and a one-line summary come first"
+    assert first.cell_type == "markdown" and re.match(r"# .+\n+> \S", first.source), "title and a one-line summary come first"
     assert [c.source.splitlines()[0] for c in code if mixed(c.source)] == [], "imports and code in one cell"
 
 
@@ -132,7 +132,9 @@ def test_a_profile(path):
     stages = load_stages(experiments[0]) if experiments else {p.stem: read_stage(p) for p in STAGES if p.parent == path.parents[1]}
     by_hand = {k: v for k, v in found.items() if k in GIVEN}  # a profile for papermill alone names the folder too
     assert found and not (by_hand and experiments), f"{by_hand}: the runner gives it"
-    values = resolve(declared_parameters(stages), {k: v for k, v in found.items() if k not in GIVEN})  # raises for a name that no stage declares, and for a wrong type
+    values = resolve(
+        declared_parameters(stages), {k: v for k, v in found.items() if k not in GIVEN}
+    )  # raises for a name that no stage declares, and for a wrong type
     if experiments:
         assert read_profile(path.stem, experiments[0]) == found
         check_parameters(experiments[0], {k: v for k, v in values.items() if k not in ("poems", "engine", "load_in_4bit")})

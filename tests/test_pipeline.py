@@ -90,7 +90,9 @@ def test_a_stage_that_fails_and_is_mended(tiny):
     start.write_text(good.replace("open_run(run_dir).log", "1 / 0; open_run(run_dir).log"))
     done = tiny.cli("run", "tiny", "--run", "a", "-p", "rounds=1")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.splitlines()[-1] == "poetry-iter: stage 1_start failed: ZeroDivisionError: division by zero; see outputs/a/1_start.failed.ipynb"
+    assert (
+        done.stderr.splitlines()[-1] == "poetry-iter: stage 1_start failed: ZeroDivisionError: division by zero; see outputs/a/1_start.failed.ipynb"
+    )
     assert tiny.notebooks("a") == ["1_start.failed.ipynb"]
     assert tiny.cli("runs").stdout.split()[:3] == ["a", "tiny", "unfinished"]
 
@@ -141,7 +143,15 @@ def test_another_kernel_of_that_name_is_not_used(tiny):
     folder = tiny.path / "jupyter/kernels/python3"
     folder.mkdir(parents=True)
     (folder / "kernel.json").write_text(json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "wrong", "language": "python"}))
-    done = tiny.cli("run", "tiny", "--run", "a", "-p", "rounds=1", env={"JUPYTER_PATH": str(tiny.path / "jupyter"), "JUPYTER_DATA_DIR": str(tiny.path / "jupyter")})
+    done = tiny.cli(
+        "run",
+        "tiny",
+        "--run",
+        "a",
+        "-p",
+        "rounds=1",
+        env={"JUPYTER_PATH": str(tiny.path / "jupyter"), "JUPYTER_DATA_DIR": str(tiny.path / "jupyter")},
+    )
     assert done.returncode == 0, done.stderr
     assert tiny.metrics("a")[0, "python"] == sys.executable
 
@@ -149,7 +159,9 @@ def test_another_kernel_of_that_name_is_not_used(tiny):
 def test_a_terminal_sees_a_bar(tiny):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
-    process = subprocess.Popen([sys.executable, tiny.script, "run", "tiny", "--run", "a", "-p", "rounds=1"], cwd=tiny.path, stderr=theirs, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, tiny.script, "run", "tiny", "--run", "a", "-p", "rounds=1"], cwd=tiny.path, stderr=theirs, stdout=subprocess.DEVNULL
+    )
     os.close(theirs)
     seen = b""
     while True:
@@ -208,10 +220,14 @@ class Shelf(BaseHTTPRequestHandler):
     """What PoetryDB and Gutenberg would answer."""
 
     BOOK = "Title: Verses\n\nAuthor: A. Nobody\n\n*** START OF THE BOOK ***\n\n\n\nTHE KETTLE\n\nThe kettle hums upon the hob,\n  the cat is on the mat,\nthe rain comes down the chimney pot,\n  and that, my dear, is that.\n\n\n\n*** END OF THE BOOK ***\n"
-    POEMS = [{"title": "The Kettle", "author": "A. Nobody", "lines": ["The kettle hums upon the hob,", "the cat is on the mat."]}]
+    POEMS = ({"title": "The Kettle", "author": "A. Nobody", "lines": ["The kettle hums upon the hob,", "the cat is on the mat."]},)
 
     def do_GET(self):
-        answers = {"/cache/epub/7/pg7.txt": self.BOOK, "/author/A.%20Nobody/title,author,lines.json": json.dumps(self.POEMS), "/author/Nobody%20Else/title,author,lines.json": '{"status":404}'}
+        answers = {
+            "/cache/epub/7/pg7.txt": self.BOOK,
+            "/author/A.%20Nobody/title,author,lines.json": json.dumps(self.POEMS),
+            "/author/Nobody%20Else/title,author,lines.json": '{"status":404}',
+        }
         found = answers.get(self.path)
         self.send_response(200 if found else 404)
         self.end_headers()

@@ -11,8 +11,19 @@ PHASES = [  # round, stage, what is there when it is killed
     ("round_002", "4_select", "ledger.jsonl"),  # perhaps its winners
     ("round_002", "5_train", "checkpoint.work/checkpoint-1/trainer_state.json"),  # one step of two
 ]
-SETTINGS = dict(num_candidates=2, top_k=1, max_iterations=1, resamples_per_iteration=2, held_out=0.2, written_poems=1,
-                poem_tokens=24, description_tokens=64, train_batch_size=1, micro_batch_size=1, on_collapse="continue")
+SETTINGS = dict(
+    num_candidates=2,
+    top_k=1,
+    max_iterations=1,
+    resamples_per_iteration=2,
+    held_out=0.2,
+    written_poems=1,
+    poem_tokens=24,
+    description_tokens=64,
+    train_batch_size=1,
+    micro_batch_size=1,
+    on_collapse="continue",
+)
 
 
 @pytest.fixture
@@ -37,7 +48,7 @@ def test_a_loop_killed_in_each_phase_is_the_loop_left_alone(house, arguments):
     done = house.cli(*command, **one)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "outputs/killed/report.html\n" and (house.run("killed") / "report.html").stat().st_size > 10_000
-    out, err = alone.communicate()
+    _, err = alone.communicate()
     assert alone.returncode == 0, err
 
     names = sorted(str(f.relative_to(house.run("alone"))) for f in house.run("alone").rglob("*.jsonl"))
