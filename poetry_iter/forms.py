@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Analysis', 'Part', 'Match', 'REGISTRY', 'ACCEPT', 'analyse', 'form', 'detect', 'check', 'report']
 
-# %% ../nbs/lib/12_forms.ipynb #39ea013e
+# %% ../nbs/lib/12_forms.ipynb #52b9702c
 import re
 from collections import Counter, namedtuple
 from functools import lru_cache
@@ -14,7 +14,7 @@ from . import meter, rhyme
 from .core import UserError
 from .pronunciation import pronounce, words
 
-# %% ../nbs/lib/12_forms.ipynb #c05ede48
+# %% ../nbs/lib/12_forms.ipynb #8753bb4a
 Analysis = namedtuple("Analysis", "text lines stanzas letters poem")  # lines: with text only; letters: one each; poem: `meter.Poem` of them
 
 @lru_cache(256)
@@ -35,7 +35,7 @@ def _share(flags): return sum(flags) / len(flags) if flags else 0.0
 def _metered(a, families, feet): return _share([s.family in families and len(s.feet) in feet for s in _scans(a)])
 def _rhymed(a): return _share([a.letters.count(c) > 1 for c in a.letters])
 
-# %% ../nbs/lib/12_forms.ipynb #dea5c160
+# %% ../nbs/lib/12_forms.ipynb #71f98e75
 Part = namedtuple("Part", "name score weight")
 Match = namedtuple("Match", "form score accepted parts deviations")
 REGISTRY = {}  # name -> (function, how special it is, one line about it)
@@ -107,15 +107,22 @@ def _stanza_form(a, size, wanted, feet=None, name="iambic pentameter", last=None
         out = out + more
     return parts, out
 
-# %% ../nbs/lib/12_forms.ipynb #258857af
+# %% ../nbs/lib/12_forms.ipynb #1f211911
 _PENTAMETER = ("iambic",), (5,), "iambic pentameter"
 
+def _untitled(a, n):
+    "An analysis without its first line, where that is one line too many and rhymes with nothing: a title."
+    if len(a.lines) != n + 1 or a.letters.count(a.letters[0]) > 1: return a, []
+    scans = _scans(a)
+    return Analysis(a.text, a.lines[1:], [a.stanzas[0][1:], *a.stanzas[1:]] if len(a.stanzas[0]) > 1 else a.stanzas[1:], rhyme.canonical(a.letters[1:]), a.poem._replace(lines=tuple(scans[1:]))), ["line 1 stands apart: taken for a title"]
+
 def _sonnet(a, options, n=14):
+    a, note = _untitled(a, n)
     lines, out = _count(len(a.lines), n)
     if lines.score < 0.2: return [lines], out
     rhymes, more = _best_scheme(a, options)
     m, rest = _meter(a, *_PENTAMETER, weight=1.0)
-    return [lines, rhymes, m], out + more + rest
+    return [lines, rhymes, m] + [Part("title apart", 0.8, 1)] * len(note), note + out + more + rest
 
 _SESTETS = "CDECDE CDCDCD CDEDCE CDCDEE CDDCEE CDEEDC CDDCCD CDEECD CDCEDE CDEDEC CCDEED CDCCDC CDDECE CDCEED CCDCCD CDCDDC CCDEDE CDDEEC CCDCDD CDEEDD".split()
 
@@ -142,6 +149,7 @@ def _meredithian(a):
 @form("irregular sonnet", 0.6)
 def _irregular(a):
     "14 lines, rhymed throughout in a scheme of its own, mostly iambic pentameter"
+    a, note = _untitled(a, 14)
     if len(a.lines) != 14: return [Part("lines", 0.2, 3)], [f"{len(a.lines)} lines, expected 14"]
     lines, out = _count(len(a.lines), 14)
     share = _rhymed(a)
@@ -149,8 +157,8 @@ def _irregular(a):
     sizes = {len(s) for s in a.stanzas}
     shape = Part("shape", 0.4 if plain > 0.85 or (len(a.stanzas) == 7) or (sizes == {7}) else 1.0, 2)
     feet = Counter(len(s.feet) for s in _scans(a))
-    m, rest = _meter(a, ("iambic",), (5,), "iambic pentameter", weight=1.5, least=0.2)
-    return [lines, shape, Part("rhyme", min(1.0, share / 0.85), 3), m, Part("no usual scheme", 0.8, 2)], out + ([] if share > 0.85 else [f"{share:.0%} of the lines rhyme"]) + rest
+    m, rest = _meter(a, ("iambic",), (5,), "iambic pentameter", weight=2.5, least=0.02)
+    return [lines, shape, Part("rhyme", min(1.0, share / 0.85), 3), m, Part("no usual scheme", 0.5, 2)], note + out + ([] if share > 0.85 else [f"{share:.0%} of the lines rhyme"]) + rest
 
 @form("villanelle", 1.0)
 def _villanelle(a):
@@ -211,9 +219,13 @@ def _ghazal(a):
     qafia = _share([rhyme.pair(before[0], w).score > 0.5 for w in before[1:]]) if len(before) > 1 else 0.0
     return [Part("refrain", refrain if size else 0.6 * refrain, 4), Part("only there", 1 - other, 2), Part("rhyme before it", max(0.4, qafia), 1)], out
 
-# %% ../nbs/lib/12_forms.ipynb #17905967
+# %% ../nbs/lib/12_forms.ipynb #786ec904
 def _couplets_part(a):
     n = len(a.lines)
+    if n >= 9:  # here and there a triplet or a line alone
+        paired = [c in (a.letters[k - 1 : k] + a.letters[k + 1 : k + 2]) for k, c in enumerate(a.letters)]
+        runs = Counter(len(m.group()) for m in re.finditer(r"(.)\1*", a.letters))
+        if n % 2 or runs[3] or runs[1]: return Part("rhyme", 0.95 * _share(paired) * min(1.0, (runs[2] + 0.5 * runs[3] + 0.5 * runs[4]) / max(1, sum(runs.values())) / 0.9), 3), [f"line {k + 1} does not rhyme with a neighbour" for k, ok in enumerate(paired) if not ok]
     if n < 2 or n % 2: return None, [f"{n} lines, expected pairs"]
     return _scheme(a, "".join(chr(0x4E00 + k // 2) for k in range(n)))
 
@@ -306,15 +318,15 @@ def _spenserian_stanza(a):
 
 @form("haiku", 0.95)
 def _haiku(a):
-    "three lines of five, seven and five syllables"
-    lines, out = _count(len(a.lines), 3)
-    if len(a.lines) != 3: return [lines], out
-    marks = []
-    for k, (l, want) in enumerate(zip(a.lines, (5, 7, 5))):
+    "three lines of five, seven and five syllables; also a row of such stanzas"
+    if len(a.lines) % 3 or (len(a.lines) > 3 and {len(s) for s in a.stanzas} != {3}): return [Part("lines", 0.3, 3)], [f"{len(a.lines)} lines, expected 3"]
+    marks, out = [], []
+    for k, l in enumerate(a.lines):
+        want = (5, 7, 5)[k % 3]
         n = _syllables_near(l, want)
         marks.append({0: 1.0, 1: 0.75}.get(abs(n - want), 0.2))
         if n != want: out.append(f"line {k + 1} has {n} syllables, expected {want}")
-    return [lines, Part("syllables", _share(marks), 4)], out
+    return [Part("lines", 1.0, 3), Part("syllables", _share(marks) if min(marks) > 0.5 else 0.6 * _share(marks), 4)], out
 
 def _syllables_near(line, want):
     "A line's syllables, said in the usual ways that come nearest to a wanted number."
@@ -354,7 +366,7 @@ def _prose(a):
     wrapped = len(lengths) > 3 and max(lengths) - sorted(lengths)[len(lengths) // 4] <= 14 and _rhymed(a) < 0.35 and a.poem.fit < 0.5 and _share([l[:1].islower() for l in a.lines[1:]]) > 0.5
     return [Part("paragraphs", 0.7 if wrapped else 0.05, 3)], [] if wrapped else ["the text is broken into lines"]
 
-# %% ../nbs/lib/12_forms.ipynb #8b767d7a
+# %% ../nbs/lib/12_forms.ipynb #26939684
 ACCEPT = 0.6  # the score from which a text is said to have a form
 
 def _value(parts):
@@ -393,7 +405,7 @@ def check(
     a = analyse(str(text))
     return max((_match(n, a) for n in names), key=lambda m: m.score)
 
-# %% ../nbs/lib/12_forms.ipynb #4421af0a
+# %% ../nbs/lib/12_forms.ipynb #0c393b55
 def report(
     text: str,
 ) -> dict:  # what `poetry-iter verse --json` prints

@@ -6,7 +6,7 @@
 __all__ = ['Pair', 'WINDOW', 'Deviation', 'Strength', 'pair', 'canonical', 'whole_unit', 'scheme', 'density', 'compare',
            'deviations', 'reward', 'strength', 'select_rhyming']
 
-# %% ../nbs/lib/10_rhyme.ipynb #c478256e
+# %% ../nbs/lib/10_rhyme.ipynb #f864d1e3
 import re
 from collections import namedtuple
 from functools import cache, lru_cache
@@ -17,7 +17,7 @@ from .core import UserError
 from .pronunciation import pronounce, words
 from .rhyme_pairs import _CACHES, _CLOSE_CODAS, _coda_names, _learned, line_end, log_odds, pair_features
 
-# %% ../nbs/lib/10_rhyme.ipynb #a5afa649
+# %% ../nbs/lib/10_rhyme.ipynb #e140e8d3
 Pair = namedtuple("Pair", "kind score reason")
 
 def _chance(odds): return float(1 / (1 + np.exp(-odds)))
@@ -58,9 +58,9 @@ def _said(text):
     w = words(text[-200:])
     return " ".join(w[-2:] if len(w) == 2 else w[-1:])
 
-# %% ../nbs/lib/10_rhyme.ipynb #95c30b04
-WINDOW = 12  # lines apart, in stanzas of more than 18
-_SMALL = 18
+# %% ../nbs/lib/10_rhyme.ipynb #b4e32bba
+WINDOW = 12  # lines apart, in stanzas of more than 19
+_SMALL = 19
 
 @cache
 def _index(n):
@@ -108,7 +108,7 @@ def _clusters(n, i, j, odds, threshold=0.0):
             group[a] += group.pop(b)
     return of
 
-# %% ../nbs/lib/10_rhyme.ipynb #b83f67a5
+# %% ../nbs/lib/10_rhyme.ipynb #360f8871
 _FAR, _FADE, _HEARD, _LEFT = 4, 1.5, -0.5, -2.5
 
 def _by_sound(n, i, j, odds):
@@ -123,9 +123,9 @@ def _by_sound(n, i, j, odds):
             size[a], of[j[k]] = 2, a
     return of
 
-# %% ../nbs/lib/10_rhyme.ipynb #a4c85428
+# %% ../nbs/lib/10_rhyme.ipynb #3b4f067e
 _LIBRARY = {"A": 0.05, "AA": 0.3, "AAA": 0.01, "ABAB": 0.25, "ABCB": 0.15, "ABBA": 0.05, "AABCCB": 0.03, "ABABB": 0.01, "ABAAB": 0.01, "AABB": 0.1, "AABA": 0.005, "ABABCC": 0.02, "ABABBCC": 0.01, "ABABABCC": 0.01, "ABABBCBCC": 0.01, "AAAA": 0.004,
-    "ABABCDCDEFEFGG": 0.02, "ABBAABBACDECDE": 0.01, "ABBAABBACDCDCD": 0.01, "ABABBCBCCDCDEE": 0.005, "ABBACDDCEFEFGG": 0.003, "ABBACDDCEFGEFG": 0.003, "ABBAABBACDDCEE": 0.003, "ABBACDDCEFFEGG": 0.003}
+    "ABABCDCDEFEFGG": 0.02, "ABBAABBACDECDE": 0.01, "ABBAABBACDCDCD": 0.01, "ABABBCBCCDCDEE": 0.005, "ABBACDDCEFEFGG": 0.003, "ABBACDDCEFGEFG": 0.003, "ABBAABBACDDCEE": 0.003, "ABBACDDCEFFEGG": 0.003, "ABAABAABAABAABAABAA": 0.2}
 _SCALE, _SHIFT, _STAY, _SWITCH, _FREE = 0.85, 0.6, -0.3, -2.0, -3.0
 
 def canonical(
@@ -241,8 +241,20 @@ def _candidates(n, i, j, odds):
     score, classes = _build(band)
     name = canonical(classes)
     out[name] = max(out.get(name, -1e9), score + w.get("build", -1.0))
+    filled, new = _fill(n, classes, i, j, odds)
+    if new: out.setdefault(canonical(filled), _gain(canonical(filled), band) - _gain(name, band) + score + w.get("build", -1.0) - 2.0 * new)
     if free not in out: out[free] = _gain(free, band) + w["free"] * max(2, len(set(free)))
     return out
+
+def _fill(n, classes, i, j, odds):
+    "Lines that the units leave alone, joined where they sound alike: classes, and how many were found."
+    size = {}
+    for c in classes: size[c] = size.get(c, 0) + 1
+    alone = np.array([size[c] == 1 for c in classes])
+    if alone.sum() < 2: return classes, 0
+    groups = _clusters(n, i, j, np.where(alone[i] & alone[j], odds, -6.0))
+    new = set(np.flatnonzero(np.bincount(groups) > 1).tolist())
+    return [("new", g) if g in new else c for c, g in zip(classes, groups)], len(new)
 
 def _gain(pattern, band):
     "What the pairs that a pattern joins are worth."
@@ -273,7 +285,7 @@ def _stanza_schemes(sizes, inner):
             out[k] = max(scored[k], key=lambda p: scored[k][p] + w.get("siblings", 1.5) * np.log(0.05 + votes.get(p, 0)))
     return out
 
-# %% ../nbs/lib/10_rhyme.ipynb #b8582bb1
+# %% ../nbs/lib/10_rhyme.ipynb #4b5b2b33
 def _split(lines):
     "Lines, and the groups of them that blank lines part."
     if isinstance(lines, str): lines = lines.splitlines()
@@ -294,7 +306,7 @@ def scheme(
     if not at: return " " * len(lines)
     ends = [line_end(lines[k]) for k in at]
     even = len(stanzas) > 1 and len(at) != 14 and len({len(s) for s in stanzas}) == 1
-    whole = not context or (len(at) <= _SMALL and not even) or max(map(len, stanzas)) <= 3
+    whole = not context or (len(at) <= _SMALL and not even) or sorted(map(len, stanzas))[len(stanzas) // 2] <= 3
     sizes = [len(at)] if whole else [len(s) for s in stanzas]
     inner, seams = _odds(ends, sizes)
     if not context: classes = _by_sound(len(at), *inner[0])
@@ -324,7 +336,7 @@ def _chain(patterns, seams, sure=3.5):
         classes += names
     return classes
 
-# %% ../nbs/lib/10_rhyme.ipynb #2e12beec
+# %% ../nbs/lib/10_rhyme.ipynb #68115e38
 def density(
     lines: str | list[str],
 ) -> float:  # in [0, 1]; 0 for an empty text
@@ -412,7 +424,7 @@ def reward(
     "Partial credit for a wanted scheme: each line earns the chance of its best rhyme; a repeated word, a rhyme too many and a wrong length cost."
     return compare(lines, wanted)[0]
 
-# %% ../nbs/lib/10_rhyme.ipynb #a3aba072
+# %% ../nbs/lib/10_rhyme.ipynb #d31a70c1
 Strength = namedtuple("Strength", "strong density lines perfect repeats scheme")
 
 def _repeats(letters):

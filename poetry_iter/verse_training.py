@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['side', 'mended', 'poems', 'label', 'tables', 'decoded', 'patterns', 'examples', 'trees', 'judge']
 
-# %% ../nbs/lib/14_verse_training.ipynb #e4f11675
+# %% ../nbs/lib/14_verse_training.ipynb #db7fdfdd
 import gzip
 import json
 import math
@@ -19,7 +19,7 @@ import numpy as np
 from . import rhyme, rhyme_pairs
 from .core import digest
 
-# %% ../nbs/lib/14_verse_training.ipynb #b98e1010
+# %% ../nbs/lib/14_verse_training.ipynb #5f67682a
 def side(
     author: str,
 ) -> str:  # 'train' (three fifths), 'dev' or 'test'
@@ -49,7 +49,7 @@ def poems(
                 out.append({"author": row["author"], "side": side(row["author"]), "stanzas": stanzas})
     return out
 
-# %% ../nbs/lib/14_verse_training.ipynb #3cf28492
+# %% ../nbs/lib/14_verse_training.ipynb #dd6cbb92
 def label(
     poem: dict,  # as from `poems`
     least: int = 3,  # stanzas of one size
@@ -78,7 +78,7 @@ def label(
                 if np.mean(pairs > 0) > 0.8 and np.mean(others > 0) < 0.2: out.append((s, "".join(rhyme._letter(k // 2) for k in range(size))))
     return out
 
-# %% ../nbs/lib/14_verse_training.ipynb #24a0ae58
+# %% ../nbs/lib/14_verse_training.ipynb #8c66232c
 def tables(
     labelled: list,  # (lines, pattern)
     least: int = 3,  # how often a pair of words must have been met
@@ -119,7 +119,7 @@ def tables(
         if odds > 0: pairs[str(min(90, round(10 * odds)))].append(key)
     return {"vowels": np.round(table, 2).tolist(), "codas": coda_odds, "pairs": {k: "|".join(sorted(v)) for k, v in sorted(pairs.items())}}
 
-# %% ../nbs/lib/14_verse_training.ipynb #92c90b3f
+# %% ../nbs/lib/14_verse_training.ipynb #0d90aea1
 def decoded(
     poem: dict,  # as from `poems`
 ) -> list:  # (lines, pattern) of every stanza as the tools find it now, where most lines rhyme
@@ -142,9 +142,9 @@ def patterns(
     library, units, by = {}, Counter(), defaultdict(list)
     for p, w in weight.items(): by[len(p)].append((w, p))
     for size, found in by.items():
-        if size <= 18:
+        if size <= rhyme._SMALL:
             for w, p in sorted(found, reverse=True)[:keep]:
-                if w >= least: library[p] = round(w, 1)
+                if w >= least and not any(all(p.count(c) == 1 for c in p[k : k + 4]) for k in range(size - 3)): library[p] = round(w, 1)
     for _, lines, pattern in labelled:
         if len(pattern) <= 12: continue
         start = 0
@@ -155,7 +155,7 @@ def patterns(
     total = sum(units.values())
     return {"library": library, "units": {p: round(w / total, 4) for p, w in units.most_common(40) if w / total > 0.0005}}
 
-# %% ../nbs/lib/14_verse_training.ipynb #7e957ea3
+# %% ../nbs/lib/14_verse_training.ipynb #05cd0e0a
 def examples(
     labelled: list,  # (lines, pattern)
 ):  # features and labels of all pairs that might rhyme
@@ -196,7 +196,7 @@ def trees(
         place(0, 0, 0)
     return {"feature": feature.tolist(), "threshold": np.round(threshold, 4).tolist(), "value": np.round(value, 4).tolist(), "depth": depth, "bias": round(float(model._baseline_prediction.ravel()[0]), 4)}
 
-# %% ../nbs/lib/14_verse_training.ipynb #2548b0cc
+# %% ../nbs/lib/14_verse_training.ipynb #f2d71daf
 def judge(
     labelled: list,  # (lines, pattern)
     context: bool = True,
