@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'card', 'side_by_side', 'poem_cards', 'candidate_cards', 'c_title', 'scored_cards', 'ledger_cards',
-           'coloured', 'table', 'gain_curves', 'loss_curves', 'collapse_panel', 'picture', 'write_report', 'load_round',
-           'run_poems', 'rounds_of']
+           'coloured', 'table', 'results_table', 'gain_curves', 'loss_curves', 'collapse_panel', 'picture',
+           'write_report', 'load_round', 'run_poems', 'rounds_of']
 
 # %% ../nbs/lib/53_looks.ipynb #7cb064d6
 import base64
@@ -114,6 +114,24 @@ def table(
     m = run.metrics()
     m = m[(m.stage == stage) & m.name.isin(names)]
     return m.pivot_table(index="round", columns="name", values="value", aggfunc="last").reindex(columns=names).astype(float)
+
+def results_table(
+    folder: str | Path,  # a folder of runs: of each, config.json and metrics.jsonl are enough
+):  # DataFrame: a row a run
+    "What each run was, its held-out gain over another poem's description at the start and at the end, and the change, paired by poem."
+    import pandas as pd
+
+    span = lambda t, name: f"{t[name]:+.3f} [{t[name + '_lo']:+.3f}, {t[name + '_hi']:+.3f}]"
+    rows = []
+    for path in sorted(p.parent for p in Path(folder).glob("*/metrics.jsonl")):
+        run = Run(path)
+        said, names = run.config["parameters"], [n + e for n in ("gain", "gain_over_other", "change_gain_over_other") for e in ("", "_lo", "_hi")]
+        t, selected = table(run, "evaluate", [*names, "poems"]), table(run, "select", ["guard_changed"])
+        first, last = t.iloc[0], t.iloc[-1]
+        rows.append({"run": run.name, **{k: said[k] for k in ("arm", "score", "learn")}, "K of N": f"{said['top_k']} of {said['num_candidates']}", "held out": int(last["poems"]),
+                     "gain over none": f"{first['gain']:.3f} → {last['gain']:.3f}", "gain over another's": f"{first['gain_over_other']:.3f} → {last['gain_over_other']:.3f}",
+                     "its change": span(last, "change_gain_over_other"), "guard changed": f"{selected['guard_changed'].mean():.1%}"})
+    return pd.DataFrame(rows).set_index("run")
 
 def gain_curves(run: Run):
     "Held-out gain by round with its 95 % intervals: over none, over another poem's, and with the descriptions of the start."

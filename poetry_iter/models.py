@@ -101,7 +101,8 @@ def _load(name, engine, device, dtype, load_in_4bit, max_tokens):
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device), AutoTokenizer.from_pretrained(name)
+    where = {"device_map": device} if device.startswith("cuda") else {}  # straight to the GPU: a large model need not fit beside it
+    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **where).to(device), AutoTokenizer.from_pretrained(name)
 
 def model_hash(name: str | Path) -> str:
     "What identifies a base model: a hash of its config and weights' sizes for a folder, else its name on the hub."

@@ -97,7 +97,7 @@ def evaluate(
     poems: list[Poem],  # held out
     sampling: Sampling | None = None,
     seed: int = 0,
-    first: list[dict] | None = None,  # the rows of the first evaluation: its descriptions are scored again
+    first: list[dict] | None = None,  # the rows of the first evaluation: its descriptions are scored again, and changes are paired by poem
     tokens_per_batch: int = 8192,
     batch_size: int | None = None,
     progress: str = "",
@@ -111,6 +111,9 @@ def evaluate(
     if first:
         again = score(model, renderer, poems, [{k: v for k, v in r.items() if k not in SCORES} for r in first], seed, tokens_per_batch, batch_size, progress)
         metrics |= {f"first_{k}": v for k, v in _summary(again, ["loss", "gain", "gain_over_other"], seed).items()}
+        start = {r["poem"]: r for r in first}
+        change = [{n: None if None in (r[n], start[r["poem"]][n]) else r[n] - start[r["poem"]][n] for n in ("loss", "gain", "gain_over_other")} for r in rows]
+        metrics |= {f"change_{k}": v for k, v in _summary(change, ["loss", "gain", "gain_over_other"], seed).items()}  # paired by poem
     return rows, metrics
 
 def _summary(rows, names, seed) -> dict:
