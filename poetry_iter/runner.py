@@ -91,7 +91,7 @@ def _papermill(notebook, running, parameters, kernel_class, stream, outcome):
         import papermill
 
         logging.getLogger("papermill").setLevel(logging.ERROR)
-        nb = papermill.execute_notebook(notebook, running, parameters, kernel_name="python3", language="python", progress_bar=False,
+        nb = papermill.execute_notebook(notebook, running, parameters, kernel_name="python3", language="python", progress_bar=False, start_timeout=300, iopub_timeout=300,
                                         stderr_file=stream, kernel_manager_class=kernel_class)
         for key, path in (("input_path", notebook), ("output_path", running)):
             nb.metadata.papermill[key] = os.path.relpath(path, root())
@@ -136,7 +136,7 @@ def run_experiment(
         said = {k: given[k] for k in [*chosen, *dict(settings)]}
         check_same(config, name, {**config["parameters"], **said} if resume else given, folder.name)
     parameters = config["parameters"] if config else given
-    check_parameters(experiment, parameters)
+    check_parameters(parameters)
     with _locked(Run(folder)) as lock:
         config = config or make_config(name, parameters)
         if not (folder / "config.json").exists(): write_json(folder / "config.json", config)

@@ -199,7 +199,6 @@ CHOICES = {
 }
 
 def check_parameters(
-    experiment: Experiment,
     parameters: dict,  # all of them
 ) -> None:
     "Raise `UserError` for a value out of range, and for poems or a model that cannot be used."
@@ -213,7 +212,7 @@ def check_parameters(
     engine, four = parameters.get("engine"), parameters.get("load_in_4bit")
     if four and engine != "unsloth": raise UserError(f"parameter load_in_4bit: expected engine unsloth with it, found {engine}")
     if engine == "unsloth" and importlib.util.find_spec("unsloth") is None: raise UserError("parameter engine: unsloth is not installed; `poetry-iter check` says what there is")
-    if parameters.get("poems"): check_poems(parameters["poems"])
+    if isinstance(parameters.get("poems"), str): check_poems(parameters["poems"])
     if parameters.get("model"): check_model(parameters["model"])
 
 def check_poems(path: str) -> None:

@@ -137,7 +137,7 @@ def test_a_profile(path):
     )  # raises for a name that no stage declares, and for a wrong type
     if experiments:
         assert read_profile(path.stem, experiments[0]) == found
-        check_parameters(experiments[0], {k: v for k, v in values.items() if k not in ("poems", "engine", "load_in_4bit")})
+        check_parameters({k: v for k, v in values.items() if k not in ("poems", "engine", "load_in_4bit")})
 
 
 def test_the_tag_survives_nbdev_clean(tmp_path):

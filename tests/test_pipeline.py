@@ -122,21 +122,21 @@ def test_an_interrupt_is_one_sentence_and_the_run_goes_on(tiny):
     assert kernels and not any(k.is_running() and k.status() != psutil.STATUS_ZOMBIE for k in kernels)
 
 
-@pytest.mark.parametrize("moment", [0, 1.5])
-def test_a_runner_that_is_killed_and_resumed_leaves_the_same_bytes(tiny, moment):
+def test_a_runner_that_is_killed_and_resumed_leaves_the_same_bytes(tiny):
     nap = ("-p", "nap=2", "-p", "rounds=1")
-    assert tiny.cli("run", "tiny", "--run", "left-alone", *nap).returncode == 0
-    process = tiny.start("run", "tiny", "--run", "killed", *nap)
-    wait_for(tiny.run("killed") / "round_001/2_add.running.ipynb", process)
-    threading.Event().wait(moment)
-    process.kill()  # the runner alone: its kernel has to notice
-    process.communicate()
-    done = tiny.cli("run", "tiny", "--resume", "--run", "killed")
-    assert done.returncode == 0, done.stderr
-    assert tiny.notebooks("killed") == tiny.notebooks("left-alone")
-    for name in ("metrics.jsonl", "checkpoints.jsonl"):
-        alone, killed = ((tiny.run(run) / name).read_bytes() for run in ("left-alone", "killed"))
-        assert killed.replace(b"outputs/killed", b"outputs/left-alone") == alone
+    assert tiny.cli("run", "tiny", "--run", "alone", *nap).returncode == 0
+    for name, moment in (("early", 0), ("later", 1.5)):
+        process = tiny.start("run", "tiny", "--run", name, *nap)
+        wait_for(tiny.run(name) / "round_001/2_add.running.ipynb", process)
+        threading.Event().wait(moment)
+        process.kill()  # the runner alone: its kernel has to notice
+        process.communicate()
+        done = tiny.cli("run", "tiny", "--resume", "--run", name)
+        assert done.returncode == 0, done.stderr
+        assert tiny.notebooks(name) == tiny.notebooks("alone")
+        for file in ("metrics.jsonl", "checkpoints.jsonl"):
+            alone, killed = ((tiny.run(run) / file).read_bytes() for run in ("alone", name))
+            assert killed.replace(f"outputs/{name}".encode(), b"outputs/alone") == alone
 
 
 def test_another_kernel_of_that_name_is_not_used(tiny):
