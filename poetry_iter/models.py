@@ -102,7 +102,26 @@ def _load(name, engine, device, dtype, load_in_4bit, max_tokens):
 
     logging.disable_progress_bar()
     where = {"device_map": device} if device.startswith("cuda") else {}  # straight to the GPU: a large model need not fit beside it
-    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **where).to(device), AutoTokenizer.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **where).to(device)
+    if model.config._attn_implementation == "sdpa": model.set_attn_implementation(_grouped_attention())
+    return model, AutoTokenizer.from_pretrained(name)
+
+def _grouped_attention() -> str:
+    "Attention as torch's, but while decoding the query heads of a group read their keys and values once, and not a copy each."
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+        rows, heads, length, size = query.shape
+        if length > 1 or heads == key.shape[1]: return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        grouped = query.reshape(rows, key.shape[1], -1, size)
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
+        return out.reshape(rows, 1, heads, size), None
+
+    AttentionInterface.register("sdpa_grouped", attention)
+    AttentionMaskInterface.register("sdpa_grouped", sdpa_mask)
+    return "sdpa_grouped"
 
 def model_hash(name: str | Path) -> str:
     "What identifies a base model: a hash of its config and weights' sizes for a folder, else its name on the hub."
