@@ -1,13 +1,14 @@
 """Properties of the verse tools: rhyme, meter, forms, and every bad input."""
 
+import json
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poetry_iter import cards, forms, meter, rhyme
-from poetry_iter.core import UserError, read_jsonl, shared_data
+from poetry_iter import cards, forms, meter, rhyme, rhyme_pairs
+from poetry_iter.core import UserError, read_jsonl, root, shared_data
 from poetry_iter.pronunciation import pronounce, words
 
 SONNET = """The lamp is low, the river takes the light,
@@ -36,7 +37,9 @@ PROSE = (
     "they looked at each other as two people look who have met before in another town and cannot say where it was. "
     "Later it rained, and the man put the papers under his coat and the dog went wherever it is that dogs go in the rain."
 )
-WORDS = st.sampled_from("love prove day may night light river shiver stone gone city happy cat the of wandering heaven over sea free o'er 'tis".split())
+WORDS = st.sampled_from(
+    "love prove day may night light river shiver stone gone city happy cat the of wandering heaven over sea free o'er 'tis".split()
+)
 LINES = st.lists(st.lists(WORDS, min_size=1, max_size=8).map(" ".join), min_size=1, max_size=20)
 ANYTHING = st.text(max_size=80)
 
@@ -150,7 +153,9 @@ def test_forms():
     assert {m for m in forms.REGISTRY} >= set("villanelle sestina limerick ghazal couplets tercets ballad quatrain haiku".split())
 
 
-@pytest.mark.parametrize("text", ["", "\n \n", "...!?", "one line", "日本語\nтекст\nλόγος", "😀\n😀 😀", "1 2 3\n4 5 6", "a\r\nb\rc\n\nd", "\x00\x01", "-" * 500])
+@pytest.mark.parametrize(
+    "text", ["", "\n \n", "...!?", "one line", "日本語\nтекст\nλόγος", "😀\n😀 😀", "1 2 3\n4 5 6", "a\r\nb\rc\n\nd", "\x00\x01", "-" * 500]
+)
 def test_bad_input_gets_an_answer(text):
     assert len(rhyme.scheme(text)) == len(text.splitlines())
     assert 0 <= rhyme.density(text) <= 1
@@ -171,6 +176,7 @@ def test_long_input_stays_linear():
     start = time.perf_counter()
     assert len(rhyme.scheme(lines)) == 10080 and len(meter.poem(lines).lines) == 10080
     assert time.perf_counter() - start < 300, "a hang, not a slow machine"
+    assert 0 <= rhyme.reward(lines, "AABB") <= 1 and rhyme.deviations(lines, "AABB")
     assert meter.scan("and so " * 1500).stresses and forms.detect("and so " * 1500)
 
 
@@ -189,6 +195,57 @@ def test_strongly_rhyming_poems_are_selected():
     assert not rhyme.strength(LIMERICK).strong, "five lines are too few"
     assert rhyme.strength(LIMERICK, lines_min=5, perfect=2, repeats=False).strong
     assert [p for p, _ in rhyme.select_rhyming([{"content": SONNET}, {"content": PROSE}])] == [{"content": SONNET}]
+
+
+@pytest.fixture
+def rules_alone():
+    rhyme_pairs.use(None)
+    meter.use(None)
+    yield
+    rhyme_pairs._MODEL.clear()
+    for f in rhyme_pairs._CACHES:
+        f.cache_clear()
+    meter._MODEL.clear()
+    meter._cells.cache_clear()
+
+
+def test_rules_work_without_what_was_learned(rules_alone):
+    assert rhyme.scheme(SONNET) == "ABABCDCDEFEFGG"
+    assert rhyme.pair("love", "prove").kind == "eye/historic"
+    assert meter.poem(SONNET).meter == "iambic pentameter"
+
+
+def test_what_was_learned_is_small_and_helps():
+    folder = root() / "poetry_iter" / "verse_data"
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 200_000
+    old = [
+        "With thee I walk, and speak of love",
+        "The birds are silent in the grove",
+        "And nothing that I say can prove",
+        "The sky is any less above",
+    ]
+    assert rhyme.pair(old[0], old[2]).score > 0.5, "love and prove were met in rhyme"
+    assert rhyme.scheme(["a little word", "a sail", "another bird", "a tale"]) == "ABAB"
+
+
+def test_the_forms_of_the_poems_that_ship():
+    names = {"quatrains": "quatrain", "haiku sequence": "haiku", "tercets": "tercets", "prose lines": "free verse"}
+    poems = read_jsonl(root() / "data" / "tiny_poems.jsonl")
+    found = [(next((v for k, v in names.items() if p["form"].startswith(k)), p["form"]), forms.detect(p["content"])[0]) for p in poems]
+    wrong = [(meant, m.form) for meant, m in found if m.form != meant]
+    assert len(wrong) <= 0.1 * len(poems), wrong
+    assert all(("sonnet" in m.form and m.accepted) == ("sonnet" in meant) for meant, m in found)
+
+
+def test_verse_main_prints_and_refuses(tmp_path):
+    (tmp_path / "poem.txt").write_text(SONNET, encoding="utf-8")
+    assert "Shakespearean sonnet" in cards.verse_main(tmp_path / "poem.txt")
+    assert json.loads(cards.verse_main(tmp_path / "poem.txt", True))["meter"]["name"] == "iambic pentameter"
+    with pytest.raises(UserError, match="no such file"):
+        cards.verse_main(tmp_path / "none.txt")
+    (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no text to analyse"):
+        cards.verse_main(tmp_path / "empty.txt")
 
 
 @pytest.mark.skipif(shared_data("tiny_poems.jsonl") is None, reason="needs ../shared/data/tiny_poems.jsonl")
