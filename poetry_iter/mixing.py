@@ -35,6 +35,7 @@ def sides(
     rows: list[dict],  # of all tasks, educator's and poet's
     held_out: float = 0.1,  # share of the components of each kind, at least one
     seed: int = 0,
+    known: dict[str, str] | None = None,  # sides that an earlier stage has drawn: they stay
 ) -> dict[str, str]:  # id of a poem or question → train or valid
     "Which side each poem stands on."
     texts = {i: t for r in rows for i, t in zip(r["poems"], r["texts"])}
@@ -53,9 +54,11 @@ def sides(
         g = find(group[r["poems"][0]])
         kind[g] = "bad" if r["bad"] or kind.get(g) == "bad" else "poem" if r["texts"] else "question"
     for i, g in group.items(): members[find(g)].append(i)
-    out = {}
-    for k in set(kind.values()):
-        drawn = sorted((g for g in members if kind[g] == k), key=lambda g: seed_of(seed, "side", min(members[g])))
+    known = known or {}
+    settled = {g: known[i] for g, ids in members.items() for i in ids if i in known}
+    out = {i: s for g, s in settled.items() for i in members[g]}
+    for k in sorted(set(kind.values())):
+        drawn = sorted((g for g in members if kind[g] == k and g not in settled), key=lambda g: seed_of(seed, "side", min(members[g])))
         n = max(1, round(held_out * len(drawn))) if held_out and len(drawn) > 1 else 0
         out |= {i: "valid" if at < n else "train" for at, g in enumerate(drawn) for i in members[g]}
     return out

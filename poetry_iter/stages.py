@@ -35,10 +35,14 @@ class Experiment:
     last: tuple[str, ...] = ()  # once, after the rounds
     rounds: tuple[str, ...] = ()  # parameters whose product is the number of rounds
     report: str = "report.html"  # what a person opens at the end
+    skips: dict = field(default_factory=dict)  # parameter → stages that are left out where it is true
 
 EXPERIMENTS = {
     "loop": Experiment("nbs/loop", ("1_poems",), ("2_describe", "3_score", "4_select", "5_train"), ("6_report",),
                        ("max_iterations", "resamples_per_iteration")),
+    "workshop": Experiment("nbs/workshop", ("1_hard_tasks", "2_interim_educator", "3_easy_tasks", "4_poet_pairs", "5_prepare", "6_educator", "7_poet", "8_session"),
+                           skips={"educator_only": ("4_poet_pairs", "7_poet"), "poet_only": ("1_hard_tasks", "2_interim_educator", "6_educator"),
+                                  "skip_generation": ("1_hard_tasks", "2_interim_educator", "3_easy_tasks", "4_poet_pairs")}),
 }
 
 def get_experiment(name: str) -> Experiment:
@@ -58,7 +62,8 @@ def plan(
     "Every stage to run, in order."
     rounds = math.prod(parameters[name] for name in experiment.rounds)
     body = [(n, stage) for n in range(1, rounds + 1) for stage in experiment.each]
-    return [(0, stage) for stage in experiment.first] + body + [(0, stage) for stage in experiment.last]
+    left_out = {stage for name, stages in experiment.skips.items() if parameters.get(name) for stage in stages}
+    return [(n, s) for n, s in [*((0, s) for s in experiment.first), *body, *((0, s) for s in experiment.last)] if s not in left_out]
 
 # %% ../nbs/lib/09_stages.ipynb #e874e268
 @dataclass(frozen=True)
@@ -181,9 +186,13 @@ def resolve(
 # %% ../nbs/lib/09_stages.ipynb #3a8e026c
 RANGES = {  # name: (test, what is expected)
     **dict.fromkeys("""num_candidates top_k max_iterations resamples_per_iteration train_batch_size micro_batch_size score_batch_size max_tokens
-                    description_tokens poem_tokens lora_rank lora_alpha saves_per_iteration max_shared_ngram""".split(), (lambda v: v >= 1, "1 or more")),
-    **dict.fromkeys("temperature sampling_top_k limit held_out_limit written_poems seed learning_rate_end collapse_tolerance".split(), (lambda v: v >= 0, "0 or more")),
+                    description_tokens poem_tokens lora_rank lora_alpha saves_per_iteration max_shared_ngram
+                    interim_epochs educator_epochs poet_epochs repeats brief_tokens poet_max_tokens answer_tokens tries""".split(), (lambda v: v >= 1, "1 or more")),
+    **dict.fromkeys("temperature sampling_top_k limit held_out_limit written_poems seed learning_rate_end collapse_tolerance limit_good limit_bad limit_pairs min_samples revisions cap_dollars".split(), (lambda v: v >= 0, "0 or more")),
     **dict.fromkeys("max_quoted_lines max_rare_overlap min_gain_kept".split(), (lambda v: 0 <= v <= 1, "a share in [0, 1]")),
+    **dict.fromkeys(("warmup", "lora_dropout"), (lambda v: 0 <= v < 1, "a share in [0, 1)")),
+    "rhyming_share": (lambda v: 0 <= v <= 1, "a share in [0, 1]"),
+    "bad_share": (lambda v: 0 < v < 1, "a share in (0, 1)"),
     "learning_rate": (lambda v: v > 0, "more than 0"),
     "top_p": (lambda v: 0 < v <= 1, "a share in (0, 1]"),
     "held_out": (lambda v: 0 <= v < 1, "a share in [0, 1)"),
@@ -196,6 +205,11 @@ CHOICES = {
     "engine": ("transformers", "unsloth"),
     "renderer": ("base", "chat", "thinking", "thinking-keep"),
     "on_collapse": ("continue", "stop", "rollback"),
+    "schedule": ("cosine", "linear"),
+    "swap": ("auto", "always", "never"),
+    "hard_provider": ("shipped", "anthropic", "openai", "local"),
+    "easy_provider": ("shipped", "interim", "anthropic", "openai", "local"),
+    "poet_pairs": ("human", "shipped", "anthropic", "openai", "local"),
 }
 
 def check_parameters(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'Player', 'free_memory', 'Crew', 'plain_brief', 'with_form', 'session', 'players_of', 'show',
-           'write_main']
+           'write_main', 'session_cards', 'metric_table', 'read_losses']
 
 # %% ../nbs/lib/24_workshop.ipynb #e16b1320
 import gc
@@ -224,3 +224,29 @@ def write_main(
     write_json(path, found)
     if not quiet: print(f"\n\n── saved in {os.path.relpath(path)}\n", file=sys.stderr)
     return found["final_poem"]
+
+# %% ../nbs/lib/24_workshop.ipynb #0ef9dbbd
+def session_cards(found: dict) -> list[str]:  # HTML
+    "A session as cards: brief, each draft with its critique, the note."
+    from poetry_iter.looks import card
+
+    cards = [card("brief", found["generation_brief"])]
+    for n, h in enumerate(found["revision_history"], 1):
+        cards += [card(f"draft {n}", h["draft"], h["findings"], "#7a5cc4"), card(f"critique {n}", h["critique"] or "—", "approved" if h["approved"] else "not approved", "#2a9d5c" if h["approved"] else "#e9a23b")]
+    return [*cards, card("note", found["educator_note"] or "—")]
+
+def metric_table(run, stages: list[str]):  # DataFrame
+    "The single numbers that stages have logged."
+    m = run.metrics()
+    m = m[m.stage.isin(stages) & ~m.value.map(lambda v: isinstance(v, list | dict))]
+    return m[["stage", "name", "value"]].set_index(["stage", "name"])
+
+def read_losses(run, names: list[str]):  # DataFrame: a row for each model and task
+    "Held-out losses before and after, of the models that were trained."
+    import pandas as pd
+
+    from poetry_iter.core import read_jsonl
+    from poetry_iter.schooling import loss_table
+
+    rows = {n: read_jsonl(run.path / f"{n}_losses.jsonl") for n in names if (run.path / f"{n}_losses.jsonl").exists()}
+    return pd.concat({n: loss_table(r, [x["before"] for x in r], [x["after"] for x in r]) for n, r in rows.items()}) if rows else pd.DataFrame(columns=["rows", "before", "after"])
