@@ -6,7 +6,7 @@
 __all__ = ['Option', 'FEET', 'LENGTHS', 'MOST', 'Grid', 'Reading', 'VOICE', 'LEAN', 'Departure', 'Scan', 'Poem', 'options',
            'tokens', 'use', 'voice_features', 'scan', 'poem']
 
-# %% ../nbs/lib/11_meter.ipynb #7095a2ce
+# %% ../nbs/lib/11_meter.ipynb #fea418bb
 import json
 import re
 from collections import Counter, namedtuple
@@ -18,7 +18,7 @@ import numpy as np
 
 from .pronunciation import _WORD, _plain, pronounce, words
 
-# %% ../nbs/lib/11_meter.ipynb #e640ba87
+# %% ../nbs/lib/11_meter.ipynb #bc2f0f3e
 Option = namedtuple("Option", "stresses cost why")  # a digit a syllable; how unlikely; the reason in words, "" for the dictionary's own
 _SONORANT = {"R", "L", "N", "M"}
 
@@ -56,7 +56,7 @@ def options(
         if len(stresses) in (2, 3) and word != "every" and re.search(r"[^aeiou][aeo]r[aeiouy]|[^aeiou]e[ln][aeiouy]|[^aeiou]ery|io[un]s?$|ia[nl]|ie[nr]", word) and stresses[0] == "1" and len(re.findall("[aeiouy]+", word)) > len(stresses): add(stresses[0] + "0" + stresses[1:], 0.7, f"{word}: every vowel is spoken")
     return tuple(sorted(found.values(), key=lambda o: o.cost)[:5]) or (Option("", 0.0, ""),)
 
-# %% ../nbs/lib/11_meter.ipynb #a8aa819f
+# %% ../nbs/lib/11_meter.ipynb #902b7975
 @lru_cache(1 << 16)
 def tokens(
     line: str,
@@ -69,7 +69,7 @@ def tokens(
     if len(at) != len(found): return found
     return tuple("-" + w if k > 1 and text[k - 1] == "-" and text[k - 2].isalpha() else w for w, k in zip(found, at))
 
-# %% ../nbs/lib/11_meter.ipynb #be97457c
+# %% ../nbs/lib/11_meter.ipynb #571515a4
 def _joins(w, after):
     "Cost and reason when a word's last syllable runs into the next word's vowel, or None."
     w, after = w.lstrip("-"), after.lstrip("-")
@@ -82,14 +82,14 @@ def _joins(w, after):
     if len(w) > 2 and pronounce(w).variants[0][-1] in ("IY0", "OW0") and first[-1].isdigit(): return 1.2, f"{w} {after}"
     return None
 
-# %% ../nbs/lib/11_meter.ipynb #1b160c70
+# %% ../nbs/lib/11_meter.ipynb #5ce87597
 _LEVELS = {0: "the a an th' o' i'", 1: "and of to in on at by for from with as but or nor if than that is are was were be am 's 't 'tis 'twas it its his her my thy your their our he she we they i you me him us them thou thee ye who whom whose which when where while till ere so shall will would should could can may might must do does did has have had hath hast art wert wast shalt wilt doth dost not no this these those there then some such how what why been being let o'er 'neath 'mid 'gainst through into unto upon like yet though since lest tho tho' altho' although",
            2: "all one own more most much now here up down out off too both each what who why how no not this that these those there then never ever us them thee mine thine self o oh ah nay yes lo shall must let still yet even once well come go see"}
 _LEVEL = {w: n for n in (1, 2, 0) for w in _LEVELS[n].split()}
 _LEVEL |= dict.fromkeys("not no this these those there then how what why yet o".split(), 2)
 
-# %% ../nbs/lib/11_meter.ipynb #a0b13cb3
-_MODEL = []
+# %% ../nbs/lib/11_meter.ipynb #b2f6d478
+_MODEL, _VOICE = [], []
 
 def _learned():
     if not _MODEL:
@@ -98,10 +98,11 @@ def _learned():
     return _MODEL[0]
 
 def use(
-    model: dict | None,  # as in `meter.json`; None: rules alone
+    model: dict | str | None = "shipped",  # as in `meter.json`; None: rules alone
 ):
     "Scan with another model, or with none (for training and for comparisons)."
-    _MODEL[:] = [model]
+    _MODEL[:] = [] if model == "shipped" else [model]
+    _VOICE.clear()
     _cells.cache_clear()
 
 def _kind(word, digit, place, count):
@@ -138,9 +139,10 @@ def _cells(word, stresses):
 _STEEP = 0.9  # how much a monosyllable's kind weighs against the price of a grid
 _STRENGTH = [-4.0, -0.9, 0.5, 2.2, -3.0, 0.5, 3.5, 0.8, -1.2]  # by kind, on the scale of log-odds
 
-# %% ../nbs/lib/11_meter.ipynb #a48d3f0b
+# %% ../nbs/lib/11_meter.ipynb #d7a03c6d
 FEET = {"iambic": "ws", "trochaic": "sw", "anapestic": "wws", "dactylic": "sww"}
 LENGTHS = ["", "monometer", "dimeter", "trimeter", "tetrameter", "pentameter", "hexameter", "heptameter", "octameter"]
+_FEET_MAX = 8
 MOST = 22  # syllables in a line, over which no meter is looked for
 Grid = namedtuple("Grid", "family feet cells price notes")  # cells: foot strings; notes: (foot, what)
 _PRIOR = {"iambic": 0.0, "trochaic": 0.7, "anapestic": 0.6, "dactylic": 1.7}
@@ -187,7 +189,7 @@ def _family_grids(family, feet):
 
 @cache
 def _grids():
-    "By number of syllables: the grids, and the matrix of their strong positions."
+    "By number of syllables: the grids, their strong positions and prices, the meter of each, and where each meter begins."
     by = {}
     for family, unit in FEET.items():
         for feet in range(1, 9 if len(unit) == 2 else 6 if family == "anapestic" else 7):
@@ -198,26 +200,12 @@ def _grids():
     for n, grids in by.items():
         strong = np.array([[c == "s" for c in "".join(g.cells)] for g in grids], np.float32)
         price = np.array([g.price for g in grids], np.float32)
-        family = np.array([list(FEET).index(g.family) for g in grids])
-        feet = np.array([g.feet for g in grids])
-        out[n] = grids, strong, price, family, feet
+        code = np.array([list(FEET).index(g.family) * (_FEET_MAX + 1) + g.feet for g in grids])
+        out[n] = grids, strong, price, code, np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
     return out
 
-# %% ../nbs/lib/11_meter.ipynb #f823fa3e
-_FAMILIES, _FEET_MAX = list(FEET), 8
+# %% ../nbs/lib/11_meter.ipynb #437fb14b
 _LOW = -30.0
-
-def _score(stacks):
-    "For rows of costs of one length: the best score and grid for each meter (family x feet)."
-    n = stacks[0][0].shape[1]
-    grids, strong, price, family, feet = _grids()[n]
-    s, w = (np.concatenate([x[k] for x in stacks]) for k in (0, 1))
-    total = s @ strong.T + w @ (1 - strong).T - price
-    code = family * (_FEET_MAX + 1) + feet
-    starts = np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
-    best = np.full((len(s), 4 * (_FEET_MAX + 1)), _LOW, np.float32)
-    best[:, code[starts]] = np.maximum.reduceat(total, starts, axis=1)
-    return best, total
 
 Reading = namedtuple("Reading", "stresses cost why")  # a tuple of options' digits, their price, reasons
 
@@ -248,35 +236,39 @@ def _costs(line_words, reading):
         w += cell[3]
     return s, w
 
-def _best(items, expected):
-    "For each line (a list of its readings' costs) the best (reading, grid, score), with the log prior of each meter."
-    groups = {}
+def _scored(items):
+    "By number of syllables: which line and reading each row is, and its score under every grid."
+    rows = {}
     for k, (readings, costs) in enumerate(items):
         for r, (s, w) in enumerate(costs):
-            if 2 <= len(s) <= MOST and len(s) in _grids(): groups.setdefault(len(s), []).append((k, r, s, w))
-    out = [(0, None, _LOW)] * len(items)
-    for n, rows in groups.items():
-        grids, strong, price, family, feet = _grids()[n]
-        s, w = np.array([r[2] for r in rows], np.float32), np.array([r[3] for r in rows], np.float32)
-        prior = np.stack([expected[r[0]] for r in rows])[:, family * (_FEET_MAX + 1) + feet]
-        total = s @ strong.T + w @ (1 - strong).T - price + prior
-        pick = total.argmax(1)
-        for (k, r, _, _), g, score in zip(rows, pick, total[np.arange(len(rows)), pick]):
-            score -= items[k][0][r].cost
-            if score > out[k][2]: out[k] = (r, grids[g], float(score))
+            if 2 <= len(s) <= MOST and len(s) in _grids(): rows.setdefault(len(s), []).append((k, r, s, w))
+    out = {}
+    for n, group in rows.items():
+        _, strong, price, _, _ = _grids()[n]
+        s, w = np.array([g[2] for g in group], np.float32), np.array([g[3] for g in group], np.float32)
+        out[n] = [g[0] for g in group], [g[1] for g in group], (s - w) @ strong.T + w.sum(1, keepdims=True) - price
     return out
 
-def _expectations(costs, shape):
-    "Family by family how the lines fit as they stand, and what to expect of each line."
-    rows, where = {}, {}
-    for k, (s, w) in enumerate(costs):
-        if 2 <= len(s) <= MOST and len(s) in _grids():
-            rows.setdefault(len(s), []).append((s, w))
-            where.setdefault(len(s), []).append(k)
-    table = np.full((len(costs), 4 * (_FEET_MAX + 1)), -8.0, np.float32)
-    for n in rows:
-        best, _ = _score([(np.array([r[0] for r in rows[n]], np.float32), np.array([r[1] for r in rows[n]], np.float32))])
-        table[where[n]] = np.maximum(best, -8.0)
+def _best(items, scored, expected):
+    "For each line the best (reading, grid, score), with the log prior of each meter."
+    out = [(0, None, _LOW)] * len(items)
+    for n, (ks, rs, score) in scored.items():
+        grids, _, _, code, _ = _grids()[n]
+        total = score + expected[ks][:, code]
+        pick = total.argmax(1)
+        for k, r, g, v in zip(ks, rs, pick.tolist(), total[np.arange(len(ks)), pick].tolist()):
+            v -= items[k][0][r].cost
+            if v > out[k][2]: out[k] = (r, grids[g], v)
+    return out
+
+def _expectations(scored, shape):
+    "Which meter the lines as they stand agree on, and what to expect of each line."
+    table = np.full((len(shape), 4 * (_FEET_MAX + 1)), -8.0, np.float32)
+    for n, (ks, _, score) in scored.items():
+        _, _, _, code, starts = _grids()[n]
+        best = np.full((len(ks), table.shape[1]), -8.0, np.float32)
+        best[:, code[starts]] = np.maximum.reduceat(score, starts, axis=1)
+        table[ks] = np.maximum(best, -8.0)
     by_family = table.reshape(len(table), 4, -1).max(2).sum(0)
     family = int(by_family.argmax())
     own = table.reshape(len(table), 4, -1)[:, family]
@@ -291,7 +283,7 @@ def _expectations(costs, shape):
         expected[ks, family] = 1.2 * np.log(0.03 + mean)
     return expected.reshape(len(table), -1)
 
-# %% ../nbs/lib/11_meter.ipynb #738ff204
+# %% ../nbs/lib/11_meter.ipynb #a32e77bb
 VOICE = ["bias", "own", "before", "after", "long word's stress", "long word's other", "lighter stress", "light end", "line's end", "line's start", "neighbours' mean", "little word", "article", "next strong"]
 
 LEAN = 0.5  # log-odds by which the voice leans from the meter to the words: our scansions keep to the meter in .43 of lines, published ones in .33
@@ -319,14 +311,35 @@ def voice_features(
     strong = np.array([[p == "s"] for p in positions])
     return np.hstack([rows * strong, rows * ~strong])
 
+def _voice():
+    "The weights by position, those of the kinds added up in a table; None without them."
+    if not _VOICE:
+        w, m = (_learned() or {}).get("voice"), len(VOICE)
+        by = {}
+        for p, v, lean in (("s", w[:m], -LEAN), ("w", w[m:], LEAN)) if w else ():
+            extra = {6: v[4], 4: v[5], 5: v[6], 8: v[7], 1: v[11], 0: v[12]}
+            by[p] = ([v[0] + lean + extra.get(k, 0.0) for k in range(len(_STRENGTH))], v[1], v[2], v[3], v[10], v[8], v[9], v[13])
+        _VOICE.append(by or None)
+    return _VOICE[0]
+
 def _spoken(line_words, reading, positions):
     "Stresses as '+' and '-'."
-    learned = _learned()
-    if learned and "voice" in learned:
-        m, w = len(VOICE), learned["voice"]
-        by = {"s": w[:m], "w": w[m:]}
-        lean = {"s": -LEAN, "w": LEAN}
-        return "".join("+" if sum(map(mul, by[p], row)) + lean[p] > 0 else "-" for p, row in zip(positions, _voice_rows(line_words, reading, positions)))
+    if (voice := _voice()) is not None:
+        kinds, own = [], [-4.0]
+        for c in map(_cells, line_words, reading.stresses):
+            kinds += c[0]
+            own += c[1]
+        own += [-4.0, -4.0]
+        out, last = [], len(kinds) - 1
+        for k, (p, kind) in enumerate(zip(positions, kinds)):
+            table, x, before, after, mean, end, start, beyond = voice[p]
+            b, a = own[k], own[k + 2]
+            odds = table[kind] + x * own[k + 1] + before * b + after * a + mean * (b if b > a else a)
+            if k == last: odds += end
+            if k == 0: odds += start
+            if k + 1 < last and own[k + 3] > 1.5: odds += beyond
+            out.append("+" if odds > 0 else "-")
+        return "".join(out)
     out = []
     for word, stresses in zip(line_words, reading.stresses):
         for kind in _cells(word, stresses)[0]:
@@ -334,7 +347,7 @@ def _spoken(line_words, reading, positions):
             out.append("+" if kind in (6, 3) or (strong and kind in (1, 2, 5, 7, 8)) else "-")
     return "".join(out)
 
-# %% ../nbs/lib/11_meter.ipynb #3de783d9
+# %% ../nbs/lib/11_meter.ipynb #8b0733ba
 Departure = namedtuple("Departure", "foot kind reason")  # foot from 1; 0: the whole line
 Scan = namedtuple("Scan", "text stresses syllables feet meter nominal departures fit family")
 
@@ -395,15 +408,16 @@ def _scan_all(lines, shape):
     for ws in all_words:
         base = Reading(tuple([options(w)[0].stresses for w in ws]), 0.0, ())
         items.append(([base], [_costs(ws, base)]))
-    expected = _expectations([costs[0] for _, costs in items], shape)
-    best = _best(items, expected)
+    scored = _scored(items)
+    expected = _expectations(scored, shape)
+    best = _best(items, scored, expected)
     again = [k for k, b in enumerate(best) if 0 < len(all_words[k]) <= 2 * MOST and not _fits(b, expected[k])]
     if again:
         tried = []
         for k in again:
             readings = _readings(all_words[k])
             tried.append((readings, [_costs(all_words[k], r) for r in readings]))
-        for k, t, b in zip(again, tried, _best(tried, expected[again])):
+        for k, t, b in zip(again, tried, _best(tried, _scored(tried), expected[again])):
             if b[2] > best[k][2]: items[k], best[k] = t, b
     scans = []
     for l, ws, (readings, _), (r, grid, score) in zip(lines, all_words, items, best):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['strengths', 'scansions', 'teach_voice', 'edits', 'judge_scansion']
 
-# %% ../nbs/lib/15_meter_training.ipynb #116139c8
+# %% ../nbs/lib/15_meter_training.ipynb #445dec70
 import json
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ import numpy as np
 from . import meter
 from .core import UserError, digest, read_jsonl
 
-# %% ../nbs/lib/15_meter_training.ipynb #4fdb8ded
+# %% ../nbs/lib/15_meter_training.ipynb #24859c6a
 def strengths(
     poems: list,  # with `stanzas`, lists of lines
     least: int = 6,  # how often a word must have been met
@@ -40,7 +40,7 @@ def strengths(
     share = {w: np.clip((strong[w] + 4 * prior[meter._LEVEL.get(w, 3)]) / (n + 4), 0.01, 0.98) for w, n in met.items() if n >= least}
     return {w: round(float(np.log(p / (1 - p))), 1) for w, p in sorted(share.items())}
 
-# %% ../nbs/lib/15_meter_training.ipynb #e601e113
+# %% ../nbs/lib/15_meter_training.ipynb #8fec74e1
 def scansions(
     path: str | Path,  # rows with `line` (a digest), `stresses`
     poems: list,  # with `stanzas`
@@ -64,7 +64,8 @@ def teach_voice(
         words = meter.tokens(line)
         readings = [r for r in meter._readings(words) if sum(map(len, r.stresses)) == len(stresses)]
         if not readings: continue
-        r, grid, _ = meter._best([(readings, [meter._costs(words, r) for r in readings])], np.zeros((1, 4 * (meter._FEET_MAX + 1)), np.float32))[0]
+        items = [(readings, [meter._costs(words, r) for r in readings])]
+        r, grid, _ = meter._best(items, meter._scored(items), np.zeros((1, 4 * (meter._FEET_MAX + 1)), np.float32))[0]
         if grid is None: continue
         rows.append(meter.voice_features(words, readings[r], "".join(grid.cells)))
         marks += [c == "+" for c in stresses]
@@ -77,7 +78,7 @@ def teach_voice(
         w += step
     return [round(float(v), 3) for v in w]
 
-# %% ../nbs/lib/15_meter_training.ipynb #bececa63
+# %% ../nbs/lib/15_meter_training.ipynb #839ab659
 def edits(
     a: str, b: str,
 ) -> int:  # insertions, deletions and changes

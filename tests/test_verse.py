@@ -202,11 +202,8 @@ def rules_alone():
     rhyme_pairs.use(None)
     meter.use(None)
     yield
-    rhyme_pairs._MODEL.clear()
-    for f in rhyme_pairs._CACHES:
-        f.cache_clear()
-    meter._MODEL.clear()
-    meter._cells.cache_clear()
+    rhyme_pairs.use()
+    meter.use()
 
 
 def test_rules_work_without_what_was_learned(rules_alone):
