@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .core import UserError, read_json, root, write_bytes, write_json
-from .runs import Run, check_same, find_run, list_runs, make_config, run_name
+from .runs import Run, check_same, drift, find_run, list_runs, make_config, run_name
 from .stages import (EXPERIMENTS, StageError, check_parameters, declared_parameters, get_experiment, load_stages, parse_setting, plan,
                                 read_profile, resolve)
 
@@ -135,6 +135,7 @@ def run_experiment(
     if config:
         said = {k: given[k] for k in [*chosen, *dict(settings)]}
         check_same(config, name, {**config["parameters"], **said} if resume else given, folder.name)
+        if changed := drift(config): print(f"run {folder.name} goes on, with something else under it: {', '.join(changed)}", file=sys.stderr)
     parameters = config["parameters"] if config else given
     check_parameters(parameters)
     with _locked(Run(folder)) as lock:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADJECTIVES', 'POETS', 'PACKAGES', 'run_name', 'metric_row', 'Run', 'open_run', 'versions', 'git_state', 'poems_hash',
-           'make_config', 'check_same', 'find_run', 'list_runs', 'compare']
+           'make_config', 'check_same', 'drift', 'find_run', 'list_runs', 'compare']
 
 # %% ../nbs/lib/08_runs.ipynb #5253b1ac
 import json
@@ -172,6 +172,14 @@ def check_same(
     if differ: raise UserError(f"run {run} exists with other parameters: {', '.join(differ)}; choose another --run, or give the same")
     if "poems_hash" in config and config["poems_hash"] != poems_hash(old["poems"]):
         raise UserError(f"run {run} was made with another {old['poems']}: the file has changed since; choose another --run")
+
+def drift(
+    config: dict,  # of a run that goes on
+) -> list[str]:  # as "torch 2.12.0 (now 2.13.0)"
+    "What has changed under a run since it began: versions and commit. It may go on, but not to the same bytes."
+    old = {**config.get("versions", {}), "commit": (config.get("git", {}).get("commit") or "")[:8]}
+    new = {**versions(), "commit": (git_state()["commit"] or "")[:8]}
+    return [f"{k} {old.get(k) or 'none'} (now {new.get(k) or 'none'})" for k in {**old, **new} if old.get(k) != new.get(k)]
 
 def _short(value) -> str: return dumps(value)[:60]
 

@@ -52,6 +52,12 @@ def test_a_run_from_start_to_report(tiny):
     assert [n for n in WHOLE if before[n] != after[n]] == [WHOLE[3]]
     assert tiny.metrics("a") == metrics
 
+    # the machine has changed since: it is said
+    config["versions"]["numpy"] = "1.0"
+    (tiny.run("a") / "config.json").write_text(json.dumps(config))
+    done = tiny.cli("run", "tiny", "--resume", "--run", "a")
+    assert done.returncode == 0 and "run a goes on, with something else under it: numpy 1.0 (now " in done.stderr
+
     # other parameters under that name
     done = tiny.cli("run", "tiny", "--run", "a", "-p", "step=6")
     assert done.returncode == 2 and 'note "007" (now "")' in done.stderr and "step 5 (now 6)" in done.stderr
