@@ -107,6 +107,12 @@ def _poems_fetch(args):
     poems = fetch_poems(args.what, args.out, args.base_url)
     print(f"{len(poems)} poems written to {args.out}")
 
+def _write(args):
+    from poetry_iter.workshop import write_main
+
+    swap = {"always": True, "never": False}.get(args.swap)
+    print(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet))
+
 def _verse(args):
     try: from poetry_iter.cards import verse_main
     except ImportError as e: raise UserError(f"verse: the verse tools cannot be loaded ({e})") from e
@@ -154,6 +160,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("what", metavar="AUTHOR|BOOK-NUMBER")
     p.add_argument("--out", required=True, metavar="FILE", help="the .jsonl to write")
     p.add_argument("--base-url", help="another server that speaks the same protocol")
+
+    p = add("write", _write, "write a poem with an educator and a poet: brief, draft, critique, revision")
+    p.add_argument("request", help="as \"a poem about winter light\"")
+    p.add_argument("--form", default="", help="sonnet, villanelle, ballad, haiku …: its verse is measured for the critique")
+    p.add_argument("--run", metavar="NAME", help="whose educator and poet work (default: the newest of the workshop)")
+    p.add_argument("--model", help="a folder or a name on the hub, for both parts, in place of a run")
+    p.add_argument("--revisions", type=int, default=3, help="at the most (default: %(default)s)")
+    p.add_argument("--tokens", type=int, default=1000, help="of the longest answer of each step (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--swap", choices=["auto", "always", "never"], default="auto", help="one model in memory at a time (default: when two do not fit)")
+    p.add_argument("--out", metavar="FILE", help="the record of the session, JSON (default: in outputs/sessions)")
+    p.add_argument("--quiet", action="store_true", help="print the poem alone")
 
     p = add("verse", _verse, "show the rhymes, stresses, meter and form of a poem")
     p.add_argument("file", metavar="FILE", help="a UTF-8 text; - reads standard input")

@@ -205,13 +205,14 @@ def write_main(
     model: str | None = None,
     revisions: int = 3,
     seed: int = 0,
-    swap: bool | None = None,
+    swap: bool | None = None,  # one model in memory at a time; None: when two do not fit
+    tokens: int = 1000,  # longest answer of each step
     out: str | None = None,  # the record (default: outputs/sessions/…)
     quiet: bool = False,  # show the poem alone
 ) -> str:  # the final poem
     "What `poetry-iter write` does: a session, shown as it comes and saved whole."
     if not request.strip(): raise UserError("write: say what the poem is to be about, as \"a poem about winter light\"")
-    if revisions < 0: raise UserError(f"--revisions is 0 or more, found {revisions}")
+    if revisions < 0 or tokens < 1: raise UserError(f"--revisions is 0 or more and --tokens 1 or more, found {revisions} and {tokens}")
     if form:
         from poetry_iter import forms
 
@@ -220,7 +221,7 @@ def write_main(
     path = root() / (out or f"outputs/sessions/{'-'.join(re.findall(r'[a-z0-9]+', request.lower()))[:40]}-{digest([request, form, seed, origin], 6)}.json")
     if not quiet: print(f"educator and poet: {origin}", file=sys.stderr)
     for line in (*educator.differences, *poet.differences): print(f"other prompts: {line}", file=sys.stderr)
-    found = session(Crew(educator, poet, swap), request, form, revisions, seed, watch=None if quiet else show())
+    found = session(Crew(educator, poet, swap), request, form, revisions, seed, tokens=tokens, watch=None if quiet else show())
     write_json(path, found)
     if not quiet: print(f"\n\n── saved in {os.path.relpath(path)}\n", file=sys.stderr)
     return found["final_poem"]
