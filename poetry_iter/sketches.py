@@ -134,14 +134,16 @@ def content_words(rng, # a `random.Random`
                   seen:set, # words taken before; added to
                   idf:dict, # from `idf_table`, or empty
                  )->list[str]: # in order of appearance
-    "A sample of the words that carry a poem: rarer ones and ones within the line more often, spread over the lines."
+    "A sample of the words that carry a poem, spread over the lines: less common ones, but none of the rarest, and seldom the first of a line."
     pool = []
     for i, line in enumerate(lines):
         for j, m in enumerate(_WORD.finditer(line)):
             w, low = m[0], m[0].lower()
             if low in STOP or len(w) < 3 or not w.isascii(): continue
             if j == 0 and w[0].isupper(): w = low
-            weight = (.25 + idf.get(low, .8))**2 * (.35 if j == 0 else 1)
+            rare = idf.get(low, 1.) if idf else .6
+            if rare > .7 or not w.isalpha(): continue
+            weight = (.25 + rare)**2 * (.12 if j == 0 else 1) * (.3 if rare > .6 else 1)
             pool.append((rng.random()**(1/weight), i, m.start(), w))
     pool.sort(reverse=True)
     per, taken, room = Counter(), [], max(1, math.ceil(n/len(lines)))
@@ -244,7 +246,7 @@ def parse_sketch(text:str # a description
     moves = [_LEAD.sub('', g).split(', ') for g in p[1].split('; ')] if p else []
     flat = [w.lower() for g in moves for w in g]
     if p and len(flat) < 3: faults.append(f'only {len(flat)} content words')
-    if len(flat) - len(set(flat)) > 2: faults.append('words repeated')
+    if len(flat) - len(set(flat)) > len(flat)/3: faults.append('more than a third of the words repeated')
     return Sketch(f[1].lower() if f else '', int(f[2]) if f else 0, int(f[3]) if f else 0, feel.get('m', '').lower().split(' and '),
                   feel.get('t', '').lower().split(', '), moves), faults
 
