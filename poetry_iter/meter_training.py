@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['strengths', 'scansions', 'teach_voice', 'edits', 'judge_scansion']
 
-# %% ../nbs/lib/15_meter_training.ipynb #445dec70
+# %% ../nbs/lib/15_meter_training.ipynb #aad8a6cb
 import json
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ import numpy as np
 from . import meter
 from .core import UserError, digest, read_jsonl
 
-# %% ../nbs/lib/15_meter_training.ipynb #24859c6a
+# %% ../nbs/lib/15_meter_training.ipynb #c109b66c
 def strengths(
     poems: list,  # with `stanzas`, lists of lines
     least: int = 6,  # how often a word must have been met
@@ -32,6 +32,7 @@ def strengths(
             for w in meter.tokens(s.text):
                 n = 1
                 while "".join(s.syllables[at : at + n]) != w.lstrip("-") and at + n < len(s.syllables): n += 1
+                if "".join(s.syllables[at : at + n]) != w.lstrip("-"): break  # a word without a syllable of its own
                 if n == 1 and at >= 2 and w[0] != "-":
                     met[w] += 1
                     strong[w] += s.nominal[at] == "+"
@@ -40,7 +41,7 @@ def strengths(
     share = {w: np.clip((strong[w] + 4 * prior[meter._LEVEL.get(w, 3)]) / (n + 4), 0.01, 0.98) for w, n in met.items() if n >= least}
     return {w: round(float(np.log(p / (1 - p))), 1) for w, p in sorted(share.items())}
 
-# %% ../nbs/lib/15_meter_training.ipynb #8fec74e1
+# %% ../nbs/lib/15_meter_training.ipynb #68fb91bc
 def scansions(
     path: str | Path,  # rows with `line` (a digest), `stresses`
     poems: list,  # with `stanzas`
@@ -78,7 +79,7 @@ def teach_voice(
         w += step
     return [round(float(v), 3) for v in w]
 
-# %% ../nbs/lib/15_meter_training.ipynb #839ab659
+# %% ../nbs/lib/15_meter_training.ipynb #61a6914b
 def edits(
     a: str, b: str,
 ) -> int:  # insertions, deletions and changes

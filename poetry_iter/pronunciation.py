@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VOWELS', 'Pronunciation', 'spell_number', 'words', 'pronounce', 'syllables']
 
-# %% ../nbs/lib/10_pronunciation.ipynb #73b82e39
+# %% ../nbs/lib/10_pronunciation.ipynb #2688b4dd
 import re
 import unicodedata
 from bisect import bisect_left
@@ -13,7 +13,7 @@ from collections import namedtuple
 from functools import cache, lru_cache
 from importlib import resources
 
-# %% ../nbs/lib/10_pronunciation.ipynb #e326c96f
+# %% ../nbs/lib/10_pronunciation.ipynb #9ca659f6
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "ʼ": "'", "“": '"', "”": '"', "æ": "e", "œ": "e", "Æ": "E", "Œ": "E", "\u00ad": ""})
 _WORD = re.compile(r"'?[^\W\d_]+(?:'[^\W\d_]+)*'?|\d+")
 _OPEN = {"th'", "o'", "i'", "wi'", "an'", "tho'", "thro'", "altho'", "ha'", "a'", "fu'", "awa'", "ca'", "ta'en"}  # end in an apostrophe of their own
@@ -54,7 +54,7 @@ def _plain(text):
     text = re.sub(r"[èé](d|st)(?![^\W\d_])", "\ue000\\1", text)
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).replace("\ue000", "è")
 
-# %% ../nbs/lib/10_pronunciation.ipynb #48fa488e
+# %% ../nbs/lib/10_pronunciation.ipynb #f57f710c
 VOWELS = frozenset("AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split())
 Pronunciation = namedtuple("Pronunciation", "variants source")  # tuples of phones; dictionary, verse, derived or guess
 
@@ -89,7 +89,7 @@ def _lexicon() -> dict:
         else: lexicon[word] = phones
     return lexicon
 
-# %% ../nbs/lib/10_pronunciation.ipynb #6ebc00ea
+# %% ../nbs/lib/10_pronunciation.ipynb #669f3185
 _VOICED = frozenset("B D G V DH Z ZH JH M N NG L R W Y".split()) | VOWELS
 _SIBILANT = {"S", "Z", "SH", "ZH", "CH", "JH"}
 _bare = lambda phone: phone.rstrip("012")
@@ -160,7 +160,7 @@ def _compound(word):
             return (tuple(first.split("|")[0].split()) + tuple(p.replace("1", "2") for p in second.split("|")[0].split()),)
     return None
 
-# %% ../nbs/lib/10_pronunciation.ipynb #9cfc6cdb
+# %% ../nbs/lib/10_pronunciation.ipynb #625e1028
 _LETTERS = [tuple(row.split("=")) for row in "tion=SH AH0 N;ough=AW1;augh=AO1;eigh=EY1;igh=AY1;tch=CH;sch=S K;ch=CH;sh=SH;th=TH;ph=F;wh=W;qu=K W;ck=K;ng=NG;gh=;kn=N;wr=R;ee=IY1;ea=IY1;ai=EY1;ay=EY1;oa=OW1;oo=UW1;ou=AW1;ow=OW1;oi=OY1;oy=OY1;au=AO1;aw=AO1;ie=IY1;ei=IY1;ey=IY1;eu=UW1;ew=UW1;ue=UW1;ar=AA1 R;er=ER1;ir=ER1;or=AO1 R;ur=ER1;a=AE1;b=B;c=K;d=D;e=EH1;f=F;g=G;h=HH;i=IH1;j=JH;k=K;l=L;m=M;n=N;o=AA1;p=P;q=K;r=R;s=S;t=T;u=AH1;v=V;w=W;x=K S;y=IH1;z=Z;è=AH0".split(";")]
 
 _STRESSED = [(r"(tion|sion|cian|tious|cious|cial|tial|ics?)s?$", 1), (r"(ity|ety|ical|ify|ient|ience|iance)(s|ly)?$", 2)]
@@ -215,7 +215,7 @@ def _guess(word):
         if len(spots) > back and re.search(pattern, word): keep = spots[-1 - back]
     return (tuple(_bare(p) + ("1" if i == keep else "0") if p[-1].isdigit() else p for i, p in enumerate(phones)),)
 
-# %% ../nbs/lib/10_pronunciation.ipynb #aaaa0cdc
+# %% ../nbs/lib/10_pronunciation.ipynb #df13836a
 def _closed(phones):
     "As -'d is said: no vowel in the ending, unless t or d stands before it."
     return phones[:-2] + phones[-1:] if len(phones) > 3 and phones[-1] == "D" and phones[-2] in ("AH0", "IH0") and phones[-3] not in ("T", "D") else phones

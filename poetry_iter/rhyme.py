@@ -6,7 +6,7 @@
 __all__ = ['Pair', 'WINDOW', 'Deviation', 'Strength', 'pair', 'canonical', 'whole_unit', 'scheme', 'density', 'compare',
            'deviations', 'reward', 'strength', 'select_rhyming']
 
-# %% ../nbs/lib/10_rhyme.ipynb #d3e3308e
+# %% ../nbs/lib/10_rhyme.ipynb #d4a3a46a
 import re
 from collections import namedtuple
 from functools import cache, lru_cache
@@ -17,7 +17,7 @@ from .core import UserError
 from .pronunciation import pronounce, words
 from .rhyme_pairs import _CACHES, _CLOSE_CODAS, _coda_names, _learned, line_end, log_odds, pair_features
 
-# %% ../nbs/lib/10_rhyme.ipynb #8f9e7a09
+# %% ../nbs/lib/10_rhyme.ipynb #af891aec
 Pair = namedtuple("Pair", "kind score reason")
 
 def _chance(odds): return float(1 / (1 + np.exp(-odds)))
@@ -58,7 +58,7 @@ def _said(text):
     w = words(text[-200:])
     return " ".join(w[-2:] if len(w) == 2 else w[-1:])
 
-# %% ../nbs/lib/10_rhyme.ipynb #e3ddf599
+# %% ../nbs/lib/10_rhyme.ipynb #ccbbdfff
 WINDOW = 12  # lines apart, in stanzas of more than 19
 _SMALL = 19
 
@@ -108,7 +108,7 @@ def _clusters(n, i, j, odds, threshold=0.0):
             group[a] += group.pop(b)
     return of
 
-# %% ../nbs/lib/10_rhyme.ipynb #74d7c191
+# %% ../nbs/lib/10_rhyme.ipynb #b32fc99a
 _FAR, _FADE, _HEARD, _LEFT = 4, 1.5, -0.5, -2.5
 
 def _by_sound(n, i, j, odds):
@@ -123,7 +123,7 @@ def _by_sound(n, i, j, odds):
             size[a], of[j[k]] = 2, a
     return of
 
-# %% ../nbs/lib/10_rhyme.ipynb #50cbda2f
+# %% ../nbs/lib/10_rhyme.ipynb #7ee2f8e3
 _LIBRARY = {"A": 0.05, "AA": 0.3, "AAA": 0.01, "ABAB": 0.25, "ABCB": 0.15, "ABBA": 0.05, "AABCCB": 0.03, "ABABB": 0.01, "ABAAB": 0.01, "AABB": 0.1, "AABA": 0.005, "ABABCC": 0.02, "ABABBCC": 0.01, "ABABABCC": 0.01, "ABABBCBCC": 0.01, "AAAA": 0.004,
     "ABABCDCDEFEFGG": 0.02, "ABBAABBACDECDE": 0.01, "ABBAABBACDCDCD": 0.01, "ABABBCBCCDCDEE": 0.005, "ABBACDDCEFEFGG": 0.003, "ABBACDDCEFGEFG": 0.003, "ABBAABBACDDCEE": 0.003, "ABBACDDCEFFEGG": 0.003, "ABAABAABAABAABAABAA": 0.2}
 _SCALE, _SHIFT, _STAY, _SWITCH, _FREE = 0.85, 0.6, -0.3, -2.0, -3.0
@@ -285,7 +285,7 @@ def _stanza_schemes(sizes, inner):
             out[k] = max(scored[k], key=lambda p: scored[k][p] + w.get("siblings", 1.5) * np.log(0.05 + votes.get(p, 0)))
     return out
 
-# %% ../nbs/lib/10_rhyme.ipynb #129c8ca8
+# %% ../nbs/lib/10_rhyme.ipynb #a23d4e59
 def _split(lines):
     "Lines, and the groups of them that blank lines part."
     if isinstance(lines, str): lines = lines.splitlines()
@@ -336,7 +336,7 @@ def _chain(patterns, seams, sure=3.5):
         classes += names
     return classes
 
-# %% ../nbs/lib/10_rhyme.ipynb #a395bd33
+# %% ../nbs/lib/10_rhyme.ipynb #94627170
 def density(
     lines: str | list[str],
 ) -> float:  # in [0, 1]; 0 for an empty text
@@ -424,7 +424,7 @@ def reward(
     "Partial credit for a wanted scheme: each line earns the chance of its best rhyme; a repeated word, a rhyme too many and a wrong length cost."
     return compare(lines, wanted)[0]
 
-# %% ../nbs/lib/10_rhyme.ipynb #dfccecde
+# %% ../nbs/lib/10_rhyme.ipynb #4b2fd2bd
 Strength = namedtuple("Strength", "strong density lines perfect repeats scheme")
 
 def _repeats(letters):

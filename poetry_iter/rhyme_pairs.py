@@ -6,7 +6,7 @@
 __all__ = ['MAX_VARIANTS', 'Ending', 'Line', 'FEATURES', 'line_end', 'use', 'pair_features', 'closest', 'by_rule', 'by_trees',
            'log_odds']
 
-# %% ../nbs/lib/10_pairs.ipynb #6a9cea12
+# %% ../nbs/lib/10_pairs.ipynb #a405d324
 import json
 from collections import namedtuple
 from functools import cache, lru_cache
@@ -16,7 +16,7 @@ import numpy as np
 
 from .pronunciation import VOWELS, pronounce, words
 
-# %% ../nbs/lib/10_pairs.ipynb #c3c1859d
+# %% ../nbs/lib/10_pairs.ipynb #372a131c
 _VOWEL_IDS = {v: i for i, v in enumerate(sorted(VOWELS) + ["AH0", "IH0", "IY0", "ER0", "OW0", "EH0"])}  # unstressed ones count apart
 _LEANING = frozenset("it her him me us you thee them ye is of one he she not on in to be do so too there are us all".split())
 MAX_VARIANTS = 3
@@ -71,7 +71,7 @@ def _eye(word):
     while i > 0 and word[i - 1] in "aeiouy" and not (word[i - 1] == "u" and i > 1 and word[i - 2] == "q"): i -= 1
     return word[i:]
 
-# %% ../nbs/lib/10_pairs.ipynb #0fab2759
+# %% ../nbs/lib/10_pairs.ipynb #eab3b817
 Line = namedtuple("Line", "word endings letters guess several")  # several: how many variants there are
 
 @lru_cache(1 << 17)
@@ -99,7 +99,7 @@ def line_end(
     tail = words(line[-200:])
     return _end_of(tail[-2:]) if tail else None
 
-# %% ../nbs/lib/10_pairs.ipynb #0655c293
+# %% ../nbs/lib/10_pairs.ipynb #71b1d5a1
 _MODEL, _CACHES = [], []  # what is in use; whatever must be forgotten when that changes
 
 def _learned() -> dict | None:
@@ -171,7 +171,7 @@ def _codas(a, b):
         out = table[a, b]
     return out
 
-# %% ../nbs/lib/10_pairs.ipynb #4b3ad8bc
+# %% ../nbs/lib/10_pairs.ipynb #b76f9ceb
 FEATURES = ["full", "last", "vowel", "coda", "stress", "weak", "strong", "inner", "onset", "same", "eye", "letters", "lengths", "guess", "seen"]
 _STACK = {}
 
@@ -227,7 +227,7 @@ def _seen(a, b):
 @cache
 def _pairs_seen(): return {k: v / 10 for v, keys in _learned()["pairs"].items() for k in keys.split("|") for v in (float(v),)} if _learned() else {}
 
-# %% ../nbs/lib/10_pairs.ipynb #09f5dfd6
+# %% ../nbs/lib/10_pairs.ipynb #80f9bfc0
 def by_rule(
     f,  # rows of `FEATURES`
 ):  # log-odds
