@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from .core import UserError, digest, read_json, seed_of, write_json
+from .core import UserError, digest, read_json, root, seed_of, write_json
 from .renderers import Completion, Example, Renderer, get_renderer
 
 # %% ../nbs/lib/03_models.ipynb #50d61a7e
@@ -74,9 +74,7 @@ def load_model(
     "Load a causal model and its tokenizer; raises `UserError` when there is none, or when the adapter is another's."
     if engine not in ("transformers", "unsloth"): raise UserError(f"engine {engine!r}: choose transformers or unsloth")
     if load_in_4bit and engine != "unsloth": raise UserError("load_in_4bit needs engine: unsloth")
-    if (folder := Path(name)).is_dir():
-        check_model_folder(folder)
-        name = str(folder)
+    if (folder := Path(name)).is_dir(): check_model_folder(folder)
     if adapter: check_adapter(adapter, str(name), renderer)
     device = best_device() if device == "auto" else device
     kind = (torch.bfloat16 if device == "cuda" else torch.float32) if dtype == "auto" else getattr(torch, dtype, None)
@@ -90,7 +88,12 @@ def load_model(
 
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
-    return Model(model.eval(), tokenizer, str(name), engine)
+    return Model(model.eval(), tokenizer, _short(name), engine)
+
+def _short(name) -> str:
+    "A folder as it is named from the root, where it is below it: what is kept beside an adapter holds on another machine."
+    path = Path(name).resolve()
+    return path.relative_to(root()).as_posix() if path.is_dir() and path.is_relative_to(root()) else str(name)
 
 def _load(name, engine, device, dtype, load_in_4bit, max_tokens):
     if engine == "unsloth":
@@ -124,11 +127,17 @@ def _grouped_attention() -> str:
     return "sdpa_grouped"
 
 def model_hash(name: str | Path) -> str:
-    "What identifies a base model: a hash of its config and weights' sizes for a folder, else its name on the hub."
-    path = Path(name)
+    "What identifies a base model: a hash of its config and of each weight file's size, first and last megabyte; a name on the hub stands for itself."
+    path = root() / name
     if not path.is_dir(): return str(name)
-    weights = sorted((f.name, f.stat().st_size) for f in path.iterdir() if f.suffix in (".safetensors", ".bin"))
+    weights = [(f.name, f.stat().st_size, _ends(f)) for f in sorted(path.iterdir()) if f.suffix in (".safetensors", ".bin")]
     return digest([read_json(path / "config.json"), weights])
+
+def _ends(path: Path, size: int = 2**20) -> str:
+    with open(path, "rb") as f:
+        first = f.read(size)
+        f.seek(max(0, path.stat().st_size - size))
+        return digest(first + f.read())
 
 # %% ../nbs/lib/03_models.ipynb #53b478fd
 def save_adapter(
