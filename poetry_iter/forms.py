@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Analysis', 'Part', 'Match', 'REGISTRY', 'ACCEPT', 'analyse', 'form', 'detect', 'check', 'report']
 
-# %% ../nbs/lib/12_forms.ipynb #8015788a
+# %% ../nbs/lib/12_forms.ipynb #b6e7937c
 import re
 from collections import Counter, namedtuple
 from functools import lru_cache
@@ -14,7 +14,7 @@ from . import meter, rhyme
 from .core import UserError
 from .pronunciation import pronounce, words
 
-# %% ../nbs/lib/12_forms.ipynb #40500b49
+# %% ../nbs/lib/12_forms.ipynb #592d6a69
 Analysis = namedtuple("Analysis", "text lines stanzas letters poem")  # lines: with text only; letters: one each; poem: `meter.Poem` of them
 
 @lru_cache(256)
@@ -35,7 +35,7 @@ def _share(flags): return sum(flags) / len(flags) if flags else 0.0
 def _metered(a, families, feet): return _share([s.family in families and len(s.feet) in feet for s in _scans(a)])
 def _rhymed(a): return _share([a.letters.count(c) > 1 for c in a.letters])
 
-# %% ../nbs/lib/12_forms.ipynb #bb56145f
+# %% ../nbs/lib/12_forms.ipynb #6923b862
 Part = namedtuple("Part", "name score weight")
 Match = namedtuple("Match", "form score accepted parts deviations")
 REGISTRY = {}  # name -> (function, how special it is, one line about it)
@@ -107,7 +107,7 @@ def _stanza_form(a, size, wanted, feet=None, name="iambic pentameter", last=None
         out = out + more
     return parts, out
 
-# %% ../nbs/lib/12_forms.ipynb #28396f33
+# %% ../nbs/lib/12_forms.ipynb #77d7e1d7
 _PENTAMETER = ("iambic",), (5,), "iambic pentameter"
 
 def _untitled(a, n):
@@ -219,7 +219,7 @@ def _ghazal(a):
     qafia = _share([rhyme.pair(before[0], w).score > 0.5 for w in before[1:]]) if len(before) > 1 else 0.0
     return [Part("refrain", refrain if size else 0.6 * refrain, 4), Part("only there", 1 - other, 2), Part("rhyme before it", max(0.4, qafia), 1)], out
 
-# %% ../nbs/lib/12_forms.ipynb #f3580feb
+# %% ../nbs/lib/12_forms.ipynb #31e9d730
 def _couplets_part(a):
     n = len(a.lines)
     if n >= 9:  # here and there a triplet or a line alone
@@ -366,7 +366,7 @@ def _prose(a):
     wrapped = len(lengths) > 3 and max(lengths) - sorted(lengths)[len(lengths) // 4] <= 14 and _rhymed(a) < 0.35 and a.poem.fit < 0.5 and _share([l[:1].islower() for l in a.lines[1:]]) > 0.5
     return [Part("paragraphs", 0.7 if wrapped else 0.05, 3)], [] if wrapped else ["the text is broken into lines"]
 
-# %% ../nbs/lib/12_forms.ipynb #19d1ffe0
+# %% ../nbs/lib/12_forms.ipynb #68b96a37
 ACCEPT = 0.6  # the score from which a text is said to have a form
 
 def _value(parts):
@@ -405,7 +405,7 @@ def check(
     a = analyse(str(text))
     return max((_match(n, a) for n in names), key=lambda m: m.score)
 
-# %% ../nbs/lib/12_forms.ipynb #b810136d
+# %% ../nbs/lib/12_forms.ipynb #27610e62
 def report(
     text: str,
 ) -> dict:  # what `poetry-iter verse --json` prints
