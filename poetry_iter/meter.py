@@ -6,7 +6,7 @@
 __all__ = ['Option', 'FEET', 'LENGTHS', 'MOST', 'Grid', 'Reading', 'Departure', 'Scan', 'Poem', 'options', 'tokens', 'use',
            'scan', 'poem']
 
-# %% ../nbs/lib/11_meter.ipynb #739abe79
+# %% ../nbs/lib/11_meter.ipynb #c6db6d32
 import json
 import re
 from collections import Counter, namedtuple
@@ -18,7 +18,7 @@ import numpy as np
 
 from .pronunciation import _WORD, _plain, pronounce, words
 
-# %% ../nbs/lib/11_meter.ipynb #c2ea914c
+# %% ../nbs/lib/11_meter.ipynb #eb4bcc3a
 Option = namedtuple("Option", "stresses cost why")  # a digit a syllable; how unlikely; the reason in words, "" for the dictionary's own
 _SONORANT = {"R", "L", "N", "M"}
 
@@ -56,7 +56,7 @@ def options(
         if len(stresses) in (2, 3) and word != "every" and re.search(r"[^aeiou][aeo]r[aeiouy]|[^aeiou]e[ln][aeiouy]|[^aeiou]ery|io[un]s?$|ia[nl]|ie[nr]", word) and stresses[0] == "1" and len(re.findall("[aeiouy]+", word)) > len(stresses): add(stresses[0] + "0" + stresses[1:], 0.7, f"{word}: every vowel is spoken")
     return tuple(sorted(found.values(), key=lambda o: o.cost)[:5]) or (Option("", 0.0, ""),)
 
-# %% ../nbs/lib/11_meter.ipynb #c7ac8289
+# %% ../nbs/lib/11_meter.ipynb #d947d4ca
 @lru_cache(1 << 16)
 def tokens(
     line: str,
@@ -69,7 +69,7 @@ def tokens(
     if len(at) != len(found): return found
     return tuple("-" + w if k > 1 and text[k - 1] == "-" and text[k - 2].isalpha() else w for w, k in zip(found, at))
 
-# %% ../nbs/lib/11_meter.ipynb #11eb54bb
+# %% ../nbs/lib/11_meter.ipynb #ea7cd5fe
 def _joins(w, after):
     "Cost and reason when a word's last syllable runs into the next word's vowel, or None."
     w, after = w.lstrip("-"), after.lstrip("-")
@@ -82,13 +82,13 @@ def _joins(w, after):
     if len(w) > 2 and pronounce(w).variants[0][-1] in ("IY0", "OW0") and first[-1].isdigit(): return 1.2, f"{w} {after}"
     return None
 
-# %% ../nbs/lib/11_meter.ipynb #7fd8480b
+# %% ../nbs/lib/11_meter.ipynb #f138bc26
 _LEVELS = {0: "the a an th' o' i'", 1: "and of to in on at by for from with as but or nor if than that is are was were be am 's 't 'tis 'twas it its his her my thy your their our he she we they i you me him us them thou thee ye who whom whose which when where while till ere so shall will would should could can may might must do does did has have had hath hast art wert wast shalt wilt doth dost not no this these those there then some such how what why been being let o'er 'neath 'mid 'gainst through into unto upon like yet though since lest tho tho' altho' although",
            2: "all one own more most much now here up down out off too both each what who why how no not this that these those there then never ever us them thee mine thine self o oh ah nay yes lo shall must let still yet even once well come go see"}
 _LEVEL = {w: n for n in (1, 2, 0) for w in _LEVELS[n].split()}
 _LEVEL |= dict.fromkeys("not no this these those there then how what why yet o".split(), 2)
 
-# %% ../nbs/lib/11_meter.ipynb #1f3e2f1c
+# %% ../nbs/lib/11_meter.ipynb #9fe4f802
 _MODEL = []
 
 def _learned():
@@ -138,7 +138,7 @@ def _cells(word, stresses):
 _STEEP = 0.9  # how much a monosyllable's kind weighs against the price of a grid
 _STRENGTH = [-4.0, -0.9, 0.5, 2.2, -3.0, 0.5, 3.5, 0.8, -1.2]  # by kind, on the scale of log-odds
 
-# %% ../nbs/lib/11_meter.ipynb #0fdc5361
+# %% ../nbs/lib/11_meter.ipynb #7ebb3441
 FEET = {"iambic": "ws", "trochaic": "sw", "anapestic": "wws", "dactylic": "sww"}
 LENGTHS = ["", "monometer", "dimeter", "trimeter", "tetrameter", "pentameter", "hexameter", "heptameter", "octameter"]
 _FEET_MAX = 8
@@ -203,7 +203,7 @@ def _grids():
         out[n] = grids, strong, price, code, np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
     return out
 
-# %% ../nbs/lib/11_meter.ipynb #8a32523d
+# %% ../nbs/lib/11_meter.ipynb #ee2d9dae
 _LOW = -30.0
 
 Reading = namedtuple("Reading", "stresses cost why")  # a tuple of options' digits, their price, reasons
@@ -282,7 +282,7 @@ def _expectations(scored, shape):
         expected[ks, family] = 1.2 * np.log(0.03 + mean)
     return expected.reshape(len(table), -1)
 
-# %% ../nbs/lib/11_meter.ipynb #208ec2fb
+# %% ../nbs/lib/11_meter.ipynb #bba89c5b
 _FULL, _QUIET = 1.2, -3.0  # log-odds; chosen on scansions of our own
 
 def _spoken(line_words, reading, positions):
@@ -294,7 +294,7 @@ def _spoken(line_words, reading, positions):
             out.append("+" if kind == 6 or (kind != 4 and (x > _QUIET if strong else kind < 4 and x > _FULL)) else "-")
     return "".join(out)
 
-# %% ../nbs/lib/11_meter.ipynb #00b79c9d
+# %% ../nbs/lib/11_meter.ipynb #771a331d
 Departure = namedtuple("Departure", "foot kind reason")  # foot from 1; 0: the whole line
 Scan = namedtuple("Scan", "text stresses syllables feet meter nominal departures fit family")
 
