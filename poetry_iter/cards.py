@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['marks', 'Card', 'card', 'terminal', 'verse_main']
 
-# %% ../nbs/lib/13_cards.ipynb #44449d5c
+# %% ../nbs/lib/13_cards.ipynb #585a46e6
 import re
 from html import escape
 
@@ -13,7 +13,7 @@ from . import forms
 from .core import dumps, read_text
 from .pronunciation import _plain, words
 
-# %% ../nbs/lib/13_cards.ipynb #1571bb0a
+# %% ../nbs/lib/13_cards.ipynb #022657ec
 _COLORS = ["#c0392b", "#2471a3", "#1e8449", "#b9770e", "#7d3c98", "#148f77", "#a04000", "#5d6d7e", "#cb4335", "#2e86c1", "#28b463", "#d4ac0d", "#884ea0", "#17a589"]
 _ANSI = [31, 34, 32, 33, 35, 36, 91, 94, 92, 93, 95, 96]
 
@@ -40,7 +40,7 @@ def _classes(report):
     number = {}
     return [number.setdefault(c, len(number)) if letters.count(c) > 1 else None for c in letters]
 
-# %% ../nbs/lib/13_cards.ipynb #3f66d15b
+# %% ../nbs/lib/13_cards.ipynb #be7f8d72
 class Card(str):
     "HTML that a notebook shows."
     def _repr_html_(self): return str(self)
