@@ -6,7 +6,7 @@
 __all__ = ['CRAFT', 'SHARES', 'JUDGE_VERSION', 'confusion', 'read_brief', 'form_asked', 'brief_kept', 'Known', 'measure',
            'summary', 'compare_sets', 'judge_request', 'judge_pairs', 'quality_picture', 'quality_page', 'write_rows']
 
-# %% ../nbs/lib/50_generation_quality.ipynb #bb46fa2d
+# %% ../nbs/lib/50_generation_quality.ipynb #18b440d0
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from .poems import Poem, words
 from .scoring import bootstrap
 from .teacher import Request, Teacher
 
-# %% ../nbs/lib/50_generation_quality.ipynb #d980f671
+# %% ../nbs/lib/50_generation_quality.ipynb #e3ca56b8
 _LABELS = r"^\W*(angle|avoid|images|imagery|form|output only|description|generation brief|brief)\b\W*(:|the poem)"
 _ADVICE = [r"^\W*(what works|issues|what fails|why|what to put in its place|stronger|critique|suggestion|revision|verdict)\b\W*:", r"\bthis poem is done\b", r"\b(poem|stanza|line|draft|verse) (a|b|\d+)\b",
            r"\b(lines|stanzas) \d", r"\b(your|this|the) (poem|draft|stanza|couplet|quatrain|reader|rhyme scheme|metaphor|imagery|metre|meter)\b", r"\b(consider|try to|you (could|should|might|may|can) (try|use|add|cut|replace|make|write))\b",
@@ -51,7 +51,7 @@ def _echo(said: list[str], brief: list[str], n: int = 4) -> float:
     known = set(grams(brief))
     return sum(g in known for g in grams(said)) / max(1, len(grams(said)))
 
-# %% ../nbs/lib/50_generation_quality.ipynb #4083a4b2
+# %% ../nbs/lib/50_generation_quality.ipynb #13eed10e
 def read_brief(
     brief: str,
 ) -> dict[str, str]:  # by label, in lower case: angle, avoid, images, form
@@ -102,7 +102,7 @@ def brief_kept(
     known = [v for v in (out["form_kept"], out["images"], out["forbidden_kept"]) if v is not None]
     return out | {"kept": float(np.mean(known)) if known else None}
 
-# %% ../nbs/lib/50_generation_quality.ipynb #dcf94f51
+# %% ../nbs/lib/50_generation_quality.ipynb #5acb750b
 class Known:
     "Training poems, indexed by their word trigrams."
 
@@ -135,7 +135,7 @@ def _alike(a, b):
     m = SequenceMatcher(None, a, b, False)
     return m.ratio() if m.quick_ratio() >= 0.5 else 0.0
 
-# %% ../nbs/lib/50_generation_quality.ipynb #34488c1c
+# %% ../nbs/lib/50_generation_quality.ipynb #acf1387e
 CRAFT = ["cliches", "concrete", "kept", "form_kept", "form_score", "rhyme", "meter", "images", "forbidden_kept", "lines", "words", "run", "quatrain"]
 SHARES = ["verse", "stops", "memorised", "cliche_free"]
 
@@ -168,7 +168,7 @@ def summary(
     whole = variety([r["text"] for r in measured if r["verse"]], known)
     return out | {k: {"mean": whole[k], "lo": None, "hi": None, "n": len(measured)} for k in ("distinct_1", "distinct_2", "self_bleu", "recited_lines")}
 
-# %% ../nbs/lib/50_generation_quality.ipynb #a7732e90
+# %% ../nbs/lib/50_generation_quality.ipynb #c984261e
 def compare_sets(
     sets: dict[str, list[dict]],  # name → measured rows, in the same order of requests; the first is the base
     seed: int = 0,
@@ -187,7 +187,7 @@ def compare_sets(
             out[k] |= {f"{n} − {names[0]}": d["mean"], "lo": d["lo"], "hi": d["hi"], "pairs": d["n"]} if len(names) == 2 else {f"{n} − {names[0]}": d["mean"]}
     return pd.DataFrame(out).T.dropna(how="all").astype(float)
 
-# %% ../nbs/lib/50_generation_quality.ipynb #6b97e8bd
+# %% ../nbs/lib/50_generation_quality.ipynb #ac21847c
 JUDGE_VERSION = "judge-1"
 _JUDGE = {"type": "object", "properties": {"reasons": {"type": "string"}, "stronger": {"type": "string", "enum": ["A", "B"]}}, "required": ["reasons", "stronger"], "additionalProperties": False}
 
@@ -215,7 +215,7 @@ def judge_pairs(
         out.append({"pair": i, "score": (first + second) / 2, "agrees": float(first == second), "reasons": ab.value["reasons"]})
     return out, {"wins": bootstrap([r["score"] for r in out], seed), "agreement": bootstrap([r["agrees"] for r in out], seed)["mean"], "unjudged": sum(r["score"] is None for r in out)}
 
-# %% ../nbs/lib/50_generation_quality.ipynb #280883cb
+# %% ../nbs/lib/50_generation_quality.ipynb #55ae9a5b
 def quality_picture(
     summaries: dict[str, dict],  # name → `summary`
     human: dict | None = None,  # a `summary` of human poems: a dashed line
@@ -254,7 +254,7 @@ def quality_page(
     verse = sorted((r for r in last if r["verse"]), key=lambda r: (r["cliches"], -r["concrete"]))
     near = sorted((r for r in verse if r.get("run")), key=lambda r: -r["quatrain"])[:most]
     sections = [("Figures", "Means with 95 % intervals over texts; the dashed line is human poems. Craft is measured on what is verse.", quality_picture(sums, summary(human) if human else None),
-                 compare_sets(sets) if len(sets) > 1 else pd.DataFrame(sums[list(sums)[0]]).T.dropna(subset="mean")),
+                 compare_sets(sets) if len(sets) > 1 else pd.DataFrame(next(iter(sums.values()))).T.dropna(subset="mean")),
                 ("What came", ", ".join(f"{k} {n}" for k, n in said.most_common()) + f", of {len(last)} outputs."),
                 ("Fewest clichés, most to see", "", cards(verse[:most], lambda r: f"{r['cliches']:.0f} clichés · concrete {r['concrete']:.0%} · brief kept {r['kept']:.0%}" if r["kept"] is not None else "")),
                 ("Most clichés", "", cards([r for r in verse[::-1] if r["cliches"]][:most], lambda r: "; ".join(r["found"]))),
@@ -263,7 +263,7 @@ def quality_page(
     if judged: sections.insert(1, ("Judged in pairs", f"The last set is preferred in {judged['wins']['mean']:.0%} of {judged['wins']['n']} pairs [{judged['wins']['lo']:.0%}, {judged['wins']['hi']:.0%}]; the judge agrees with itself in {judged['agreement']:.0%}; {judged['unjudged']} pairs without a verdict."))
     return write_report(path, title, sections)
 
-# %% ../nbs/lib/50_generation_quality.ipynb #791959b8
+# %% ../nbs/lib/50_generation_quality.ipynb #767bbacd
 def write_rows(
     teacher: Teacher,  # make_teacher("local", model, adapter=…), or another
     briefs: list[dict],  # brief, and request if there is one

@@ -9,7 +9,7 @@ __all__ = ['Ledger', 'now', 'Store']
 import json
 import uuid
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 
@@ -74,7 +74,7 @@ class Ledger:
 
 def now() -> str:
     "The time, UTC, to the second."
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 def _whole_rows(path: Path) -> list[dict]:
     "The rows of a file that only grows; what a kill left of the last one does not count."

@@ -219,7 +219,7 @@ class Teacher:
         bodies = {k: b for k, b in bodies.items() if not self.store.get(k)}
         if not bodies: return
         if not self.provider.paid: return self._free(bodies)
-        self.provider.client  # no key: say so before anything is reserved
+        _ = self.provider.client  # no key: say so before anything is reserved
         for call, row in list(self._ledger.batches.items()):
             if set(row["rows"].values()) & set(bodies): self._collect(call, row)
         bodies = {k: b for k, b in bodies.items() if not self.store.get(k)}
