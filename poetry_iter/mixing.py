@@ -52,7 +52,7 @@ def sides(
     kind, members = {}, defaultdict(list)
     for r in rows:
         g = find(group[r["poems"][0]])
-        kind[g] = "bad" if r["bad"] or kind.get(g) == "bad" else "poem" if r["texts"] else "question"
+        kind[g] = max(kind.get(g, 0), 0 if not r["texts"] else 3 if r["bad"] else 2 if r["task"] in ("brief", "poem") else 1)  # question, good, brief, bad
     for i, g in group.items(): members[find(g)].append(i)
     known = known or {}
     settled = {g: known[i] for g, ids in members.items() for i in ids if i in known}
@@ -124,7 +124,7 @@ def mix_facts(rows: list[dict], bad: set[str]) -> dict:  # share, tasks of the b
         for i in r["poems"]: tasks[i].add(r["task"])
         counts.update(r["poems"])
     fewest = [len(tasks[i]) for i in bad if i in tasks]
-    return {"share_bad": sum(r["bad"] for r in rows) / max(1, len(rows)), "bad_poems": len(fewest), "fewest_tasks_of_a_bad_poem": min(fewest, default=0),
+    return {"share_bad": sum(r["bad"] for r in rows) / max(1, len(rows)), "bad_poems": len(fewest), "fewest_tasks_of_a_bad_poem": min(fewest, default=0), "bad_poems_under_3_tasks": sum(n < 3 for n in fewest),
             "largest_poem": max(counts.values(), default=0) / max(1, len(rows)), "largest_task": max(Counter(r["task"] for r in rows).values(), default=0) / max(1, len(rows))}
 
 # %% ../nbs/lib/23_mixing.ipynb #2c6368a1
@@ -137,8 +137,10 @@ def fit_rows(
     sizes = [len(renderer.chat_example(r["messages"])) for r in rows]
     return [r for r, n in zip(rows, sizes) if n <= max_tokens], [{"task": r["task"], "title": r["title"], "tokens": n} for r, n in zip(rows, sizes) if n > max_tokens]
 
-def check_samples(rows: list[dict], least: int, tasks: list[str]) -> None:
-    "Raise `UserError` for a task with fewer rows than `min_samples`."
+def check_samples(rows: list[dict], valid: list[dict], least: int, tasks: list[str]) -> None:
+    "Raise `UserError` for a task with fewer training rows than `min_samples`, or for a model with nothing held out."
+    for who, only in (("educator", [t for t in tasks if t != POEM.name]), ("poet", [t for t in tasks if t == POEM.name])):
+        if only and not any(r["task"] in only for r in valid): raise UserError(f"the {who} has no row that is held out, so nothing could be measured: raise the limits or held_out")
     counts = Counter(r["task"] for r in rows)
     few = [f"{t} {counts[t]}" for t in tasks if counts[t] < least]
     if few: raise UserError(f"min_samples {least}: too few training rows of {', '.join(few)}; raise the limits, or lower min_samples")
