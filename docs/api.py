@@ -45,9 +45,7 @@ def fields(node: ast.ClassDef, notes: dict[int, str]) -> list[Row]:
     "The annotated fields of a class, as of a dataclass."
     found = [n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
     text = lambda n: ast.unparse(n) if n else ""
-    default = lambda text: re.sub(
-        r"^field\(.*?default(?:_factory=(\w+)|=([^,)]+)).*", lambda m: m[2] or f"{m[1]}()", text
-    )
+    default = lambda text: re.sub(r"^field\(.*?default(?:_factory=(\w+)|=([^,)]+)).*", lambda m: m[2] or f"{m[1]}()", text)
     return [(n.target.id, text(n.annotation), default(text(n.value)), notes.get(n.end_lineno, "")) for n in found]
 
 
@@ -90,9 +88,7 @@ def function(node: ast.FunctionDef, notes: dict[int, str], method: bool = False)
         return directive("property", node.name, options, said)
     rows = table(parameters(node, notes, skip))
     options = [f":{tag}:" for tag in ("classmethod", "staticmethod") if tag in tags] if method else []
-    return directive(
-        "method" if method else "function", node.name + signature(node, skip, bare=bool(rows)), options, said, rows
-    )
+    return directive("method" if method else "function", node.name + signature(node, skip, bare=bool(rows)), options, said, rows)
 
 
 def class_(node: ast.ClassDef, notes: dict[int, str]) -> list[str]:
@@ -109,12 +105,7 @@ def class_(node: ast.ClassDef, notes: dict[int, str]) -> list[str]:
         said = lambda name, kind, default: (name if rows else f"{name}: {kind}") + (f"={default}" if default else "")
         head = f"({', '.join(said(*row[:3]) for row in listed)})" if listed else ""
     said = [*(ast.get_docstring(node) or "").split("\n"), *(["", f"A kind of {bases}."] if bases else [])]
-    inner = [
-        line
-        for n in methods.values()
-        if told(n) and not n.name.startswith("_")
-        for line in function(n, notes, method=True)
-    ]
+    inner = [line for n in methods.values() if told(n) and not n.name.startswith("_") for line in function(n, notes, method=True)]
     return directive("class", node.name + head, [], said, rows, inner, depth=4)
 
 
@@ -137,9 +128,7 @@ def module(
     "A module's page: what its `__all__` names, in the order of its source."
     source = path.read_text(encoding="utf-8")
     tree, notes = ast.parse(source), comments(source)
-    targets = lambda n: [
-        t.id for t in (n.targets if isinstance(n, ast.Assign) else [n.target]) if isinstance(t, ast.Name)
-    ]
+    targets = lambda n: [t.id for t in (n.targets if isinstance(n, ast.Assign) else [n.target]) if isinstance(t, ast.Name)]
     assigns = [(n, t) for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign) for t in targets(n)]
     exported = next((ast.literal_eval(n.value) for n, t in assigns if t == "__all__"), [])
     notebooks = dict.fromkeys(re.findall(r"^# %% \.\./nbs/(\S+\.ipynb)", source, re.M))

@@ -136,27 +136,17 @@ def write_source(
     for path in (p for group in groups.values() for p in group):
         links = target(len(path.parts) - 1)
         if path.suffix == ".md":
-            files[path] = name_links(
-                relink((nbs / path).read_text(encoding="utf-8"), (nbs / path).parent, links), near("")
-            )
+            files[path] = name_links(relink((nbs / path).read_text(encoding="utf-8"), (nbs / path).parent, links), near(""))
             continue
         nb = nbformat.read(nbs / path, as_version=4)
         made = next(
-            (
-                f.split()[1]
-                for c in nb.cells
-                if c.cell_type == "code"
-                for f in directives(c.source)
-                if f.startswith("default_exp ")
-            ),
+            (f.split()[1] for c in nb.cells if c.cell_type == "code" for f in directives(c.source) if f.startswith("default_exp ")),
             "",
         )
         files[path] = nbformat.writes(page(nb, (nbs / path).parent, links, near(f"poetry_iter.{made}")))
 
     documents = {f: [p.with_suffix("").as_posix() for p in group] for f, group in groups.items()}
-    trees = [
-        toctree(CAPTIONS.get(f, f.capitalize()), [d for d in group if d != "index"]) for f, group in documents.items()
-    ]
+    trees = [toctree(CAPTIONS.get(f, f.capitalize()), [d for d in group if d != "index"]) for f, group in documents.items()]
     trees.append(toctree("API", [f"api/{mod.partition('.')[2]}" for mod in api]))
     home = Path("index.ipynb")
     if home in files:
@@ -204,8 +194,7 @@ def faults(
                 found.append(f"{page}: no place #{anchor} in {goal.name}")
     for css in html.rglob("*.css"):
         found += [
-            f"{css.relative_to(html)}: {m[0]}"
-            for m in re.finditer(r"(url\(|@import)\s*[\"']?https?://[^)\s]*", css.read_text(encoding="utf-8"))
+            f"{css.relative_to(html)}: {m[0]}" for m in re.finditer(r"(url\(|@import)\s*[\"']?https?://[^)\s]*", css.read_text(encoding="utf-8"))
         ]
     return found
 

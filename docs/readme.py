@@ -32,10 +32,7 @@ def table(
     html,  # a parsed <table>
 ) -> str:
     "A markdown table; rows of a head with several levels are joined."
-    rows = [
-        [c.get_text(" ", strip=True).replace("|", "\\|") for c in row.find_all(["td", "th"])]
-        for row in html.find_all("tr")
-    ]
+    rows = [[c.get_text(" ", strip=True).replace("|", "\\|") for c in row.find_all(["td", "th"])] for row in html.find_all("tr")]
     rows = [row for row in rows if row]
     n_head = len(html.thead.find_all("tr")) if html.thead else 1
     width = max(map(len, rows))
@@ -57,9 +54,7 @@ def from_html(html: str) -> str:
     for tag in soup.find_all(BLOCKS):
         tag.append("\n")
     texts = [re.sub(r"\n\s*\n\s*\n+", "\n\n", text).strip("\n") for text in soup.get_text().split("\0")]
-    parts = [
-        part for text, t in zip(texts, [*tables, ""], strict=True) for part in (fenced(text) if text.strip() else "", t)
-    ]
+    parts = [part for text, t in zip(texts, [*tables, ""], strict=True) for part in (fenced(text) if text.strip() else "", t)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -72,11 +67,7 @@ def from_output(
     if output.output_type == "error":
         raise UserError(f"nbs/index.ipynb: a cell ended in {output.ename}: {output.evalue}; run the notebook again")
     if output.output_type == "stream":
-        return (
-            fenced(re.sub(r"\x1b\[[0-9;]*m", "", output.text))
-            if output.name == "stdout" and output.text.strip()
-            else ""
-        )
+        return fenced(re.sub(r"\x1b\[[0-9;]*m", "", output.text)) if output.name == "stdout" and output.text.strip() else ""
     data = output.data
     for mime, suffix in PICTURES.items():
         if mime in data:
@@ -122,9 +113,7 @@ def stale(
     "What has to be made again."
     files = make(folder)
     have = {p.relative_to(folder).as_posix() for p in (folder / "docs/images").glob("index_*")}
-    old = [
-        path for path, body in files.items() if not (folder / path).is_file() or (folder / path).read_bytes() != body
-    ]
+    old = [path for path, body in files.items() if not (folder / path).is_file() or (folder / path).read_bytes() != body]
     return old + sorted(have - set(files))
 
 

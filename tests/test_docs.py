@@ -46,9 +46,7 @@ def project(folder: Path, link: str = "../critic/1_sun.ipynb") -> Path:
     "A house with two notebooks, a log and a module."
     notebooks = {
         "lib/00_rain.ipynb": [
-            new_markdown_cell(
-                f"# Rain\n\n> It falls.\n\nCall `rain()`, not `snow()`; then [the sun]({link}), [the data](../../data/drops.txt)."
-            ),
+            new_markdown_cell(f"# Rain\n\n> It falls.\n\nCall `rain()`, not `snow()`; then [the sun]({link}), [the data](../../data/drops.txt)."),
             new_code_cell("#| default_exp rain"),
             new_code_cell("#| export\nimport os"),
             new_code_cell("#| hide\nsecret = 1", outputs=[new_output("stream", name="stdout", text="never seen")]),
