@@ -23,13 +23,13 @@ def describing(
     sampling: Sampling,
     seed: int = 0,
     n: int = 1,  # candidates a poem
-) -> list[dict]:  # the rows of `describe`, with faults (list), grounded (share), lines_right (bool) and quotes (runs of three words)
+) -> list[dict]:  # the rows of `describe`, with faults and strict (lists), grounded (share), lines_right (bool) and quotes (runs of three words)
     "Describe poems and read the descriptions."
     rows, by_id = describe(model, renderer, poems, n, sampling, seed_of(seed, "examine")), {p.id: p for p in poems}
     for r in rows:
         poem, said = by_id[r["poem"]], parse_sketch(r["description"])[0]
         faults = well_formed(r["description"]) if r["ended"] == "complete" else [r["ended"]]
-        r |= {"faults": faults, "grounded": grounded(r["description"], poem.content), "lines_right": said.lines == len(poem.lines),
+        r |= {"faults": faults, "strict": faults or well_formed(r["description"], strict=True), "grounded": grounded(r["description"], poem.content), "lines_right": said.lines == len(poem.lines),
               "quotes": len(runs_of(r["description"], poem.content))}
     return rows
 
@@ -55,7 +55,7 @@ def writing(
     for r, (completion,) in zip(rows, said):
         parsed, asked = renderer.parse_poem(completion), parse_sketch(r["description"])[0]
         value = parsed.value or {"title": "", "content": completion.text}
-        there, wanted = set(words(value["content"])), {w.lower() for move in asked.moves for w in move}
+        there, wanted = set(words(value["content"])), set(words(" ".join(w for move in asked.moves for w in move)))
         out.append({"poem": r["poem"], "description": r["description"], **value, "ended": parsed.ended, "kept": len(wanted & there) / max(1, len(wanted)),
                     "lines_off": abs(sum(map(len, stanzas(value["content"]))) - asked.lines)})
     return out
@@ -74,7 +74,8 @@ def examine(
     rule = score(model, renderer, poems, by_rule(poems, seed, idf), seed)
     written = writing(model, renderer, own, sampling, seed)
     share = lambda values: round(float(np.mean(list(values))), 4)
-    figures = {"poems": len(poems), "well_formed": share(not r["faults"] for r in own), "stops": share(r["ended"] != "cut" for r in own),
+    figures = {"poems": len(poems), "well_formed": share(not r["faults"] for r in own),
+               "well_formed_strict": share(not r["strict"] for r in own), "stops": share(r["ended"] != "cut" for r in own),
                "grounded": share(r["grounded"] for r in own), "lines_right": share(r["lines_right"] for r in own),
                "no_quote": share(r["quotes"] == 0 for r in own), "distinct": len({r["description"] for r in own}) / len(own),
                "poems_complete": share(w["ended"] == "complete" for w in written), "words_kept": share(w["kept"] for w in written),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'QWEN2', 'TEMPLATE', 'KINDS', 'tokenizer_texts', 'train_tokenizer', 'new_model', 'Maker', 'pools',
            'batches', 'collate', 'losses', 'held_losses', 'watched', 'optimizers', 'schedule', 'State', 'train',
-           'next_phase', 'publish']
+           'publish']
 
 # %% ../nbs/lib/62_pretraining.ipynb #e92b0894
 import copy
@@ -151,11 +151,10 @@ def pools(
     start: int = 0,  # the pool to begin with
     size: int = 640,  # examples
     most: Callable = lambda pool: (8, 12, 16, 16, 24),  # lines of a piece, one drawn for each
-    kinds: dict | None = None,  # shares of the kinds of example (default: `KINDS`)
 ) -> Iterator[tuple[int, list]]:  # its number, its examples
     "Endless pools of examples; a longer poem comes up more often."
     order = [i for i, (_, text) in enumerate(poems) for _ in range(max(1, round(text.count("\n") / 14)))]
-    k, kinds = start, kinds or KINDS
+    k = start
     while True:
         rng, out = random.Random(f"{seed}/{k}"), []
         for j in range(k * size, (k + 1) * size):
@@ -164,7 +163,7 @@ def pools(
                 perm = list(order)
                 random.Random(f"{seed}/epoch {epoch}").shuffle(perm)
             title, text = piece(rng, *poems[perm[at]], rng.choice(most(k)))
-            kind = rng.choices(list(kinds), list(kinds.values()))[0]
+            kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
             out.append(maker(rng, kind, title, text))
         yield k, out
         k += 1
@@ -288,7 +287,6 @@ def train(
     hold: float = 0.35,  # share of the steps at the full rate
     short_steps: int = 600,  # about so many steps begin with pieces of at most 8 lines
     pool: int = 640,  # examples
-    kinds: dict | None = None,  # shares of the kinds of example (default: `KINDS`)
     seed: int = 0,
     eval_every: int = 250,  # steps
     save_every: float = 300,  # seconds
@@ -306,7 +304,7 @@ def train(
     lines = lambda k: (6, 8) if k * pool * 180 / batch_tokens < short_steps else (8, 12, 16, 16, 24)
     model.train()
     end = min(steps, stop_at or steps)
-    for state.pool, examples in pools(maker, poems, seed, state.pool, pool, lines, kinds):
+    for state.pool, examples in pools(maker, poems, seed, state.pool, pool, lines):
         todo = batches(examples, batch_tokens, random.Random(f"{seed}/order {state.pool}"))
         for i in range(state.offset, len(todo)):
             if state.step >= end: break
@@ -327,20 +325,6 @@ def train(
         state.offset = 0
     state.save()
     return model
-
-def next_phase(
-    done: str | Path,  # folder of a training that has ended
-    folder: str | Path,  # left as it is when there is a checkpoint in it
-) -> Path:
-    "Begin a further phase where another ended: its weights, optimizers and log; the data from the next pool on."
-    done, folder = Path(done), Path(folder)
-    if (folder / "checkpoint.pt").exists(): return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(done / "train.jsonl", folder)
-    state = torch.load(done / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"pool": state["pool"] + 1, "offset": 0, "recent": []}, folder / "checkpoint.pt.tmp")
-    os.replace(folder / "checkpoint.pt.tmp", folder / "checkpoint.pt")
-    return folder
 
 def _watch(model, held, pad, state, log, say):
     "Evaluate, and append a row to the log."

@@ -220,7 +220,8 @@ _mood, _theme = '|'.join([*MOODS, 'plain']), '|'.join([*THEMES, 'life'])
 _FEEL = re.compile(rf'(?:Mood: (?P<m1>(?:{_mood})(?: and (?:{_mood}))?)\. Themes: (?P<t1>(?:{_theme})(?:, (?:{_theme}))*)\.'
                    rf'|Themes: (?P<t2>(?:{_theme})(?:, (?:{_theme}))*)\. Mood: (?P<m2>(?:{_mood})(?: and (?:{_mood}))?)\.'
                    rf'|(?P<m3>(?:{_mood})(?: and (?:{_mood}))?), of (?P<t3>(?:{_theme})(?:, (?:{_theme}))*)\.)', re.I)
-_ITEMS = r"[A-Za-z'’-]+(?:, [A-Za-z'’-]+)*"
+_ITEM = r"[A-Za-z'’—-]+(?: [A-Za-z'’—-]+)?"  # a reader lets two words pass as one item, and a comma without its space
+_ITEMS = rf"{_ITEM}(?:, ?{_ITEM})*"
 _MOVES = re.compile(rf"(?:{'|'.join(OPEN)}) ({_ITEMS}(?:; (?:{'|'.join(NEXT)}) {_ITEMS})*(?:; (?:{'|'.join(LAST)}) {_ITEMS})?)\.")
 _LEAD = re.compile(rf"^(?:{'|'.join((*NEXT, *LAST))}) ")
 
@@ -232,7 +233,7 @@ class Sketch:
 # %% ../nbs/lib/60_sketches.ipynb #5445df7e
 def parse_sketch(text:str # a description
                 )->tuple[Sketch, list[str]]: # what was read; what is missing or wrong
-    "Read a sketch, strictly: every character of it must belong to a field."
+    "Read a sketch: every character of it must belong to a field."
     faults, rest = [], ' '.join(text.split())
     def take(rx, name):
         nonlocal rest
@@ -243,23 +244,28 @@ def parse_sketch(text:str # a description
     f, m, p = take(_FORM, 'form and size'), take(_FEEL, 'mood and themes'), take(_MOVES, 'progression')
     if rest.strip(): faults.append(f'not understood: {rest.strip()[:60]}')
     feel = {k[0]: v for k, v in (m.groupdict() if m else {}).items() if v}
-    moves = [_LEAD.sub('', g).split(', ') for g in p[1].split('; ')] if p else []
-    flat = [w.lower() for g in moves for w in g]
+    moves = [re.split(', ?', _LEAD.sub('', g)) for g in p[1].split('; ')] if p else []
+    flat = [w for g in moves for w in words(' '.join(g))]
     if p and len(flat) < 3: faults.append(f'only {len(flat)} content words')
-    if len(flat) - len(set(flat)) > len(flat)/3: faults.append('more than a third of the words repeated')
+    if len(flat) - len(set(flat)) > len(flat)/2: faults.append('more than half of the words repeated')
     return Sketch(f[1].lower() if f else '', int(f[2]) if f else 0, int(f[3]) if f else 0, feel.get('m', '').lower().split(' and '),
                   feel.get('t', '').lower().split(', '), moves), faults
 
-def well_formed(text:str # a description
+def well_formed(text:str, # a description
+                strict:bool=False # also refuse what a reader lets pass: a comma without its space, two words as one item, many repeats
                )->list[str]: # reasons why not; empty when it is
     "Why a text is not a well-formed sketch."
-    return parse_sketch(text)[1]
+    said, faults = parse_sketch(text)
+    flat = [w.lower() for g in said.moves for w in g]
+    if strict and (re.search(r',\S', text) or any(' ' in w or '—' in w for w in flat)): faults.append('items run together')
+    if strict and len(flat) - len(set(flat)) > len(flat)/3: faults.append('more than a third of the words repeated')
+    return faults
 
 def grounded(text:str, # a sketch
              poem:str # the poem it is of
             )->float: # 0 to 1
     "The share of a sketch's content words that stand in the poem."
-    flat, there = [w.lower() for g in parse_sketch(text)[0].moves for w in g], set(words(poem))
+    flat, there = [w for g in parse_sketch(text)[0].moves for w in words(' '.join(g))], set(words(poem))
     return sum(w in there for w in flat)/len(flat) if flat else 0.
 
 # %% ../nbs/lib/60_sketches.ipynb #3b64ab6c
