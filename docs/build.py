@@ -181,6 +181,8 @@ def faults(
             link = tag.get("href") or tag.get("src") or ""
             if not link or link.startswith(("data:", "mailto:")):
                 continue
+            if tag.name == "a" and tag.find_parent(class_="cell_output"):
+                continue  # a link to what lay beside the run
             if OUTSIDE.match(link):
                 if tag.name != "a" and tag.get("rel") != ["canonical"]:
                     found.append(f"{page}: <{tag.name}> from outside: {link}")

@@ -11,9 +11,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 HOUSE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOUSE / "docs"))
 
-import build as site
+import build as site  # noqa: E402
 
-from poetry_iter.core import UserError
+from poetry_iter.core import UserError  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 MODULE = '''"""Things about rain."""
@@ -126,7 +126,7 @@ def test_broken_link_fails_the_build(tmp_path, capfd):
 
 def test_faults_are_seen(tmp_path):
     (tmp_path / "a.html").write_text(
-        '<a href="https://example.org">fine</a><a href="#there" id="there">fine</a><a href="b.html">gone</a><a href="#nowhere">gone</a>'
+        '<a href="https://example.org">fine</a><a href="#there" id="there">fine</a><div class="cell_output"><a href="r.html">fine</a></div><a href="b.html">gone</a><a href="#nowhere">gone</a>'
         '<script src="https://cdn.example.org/x.js"></script><img src="//cdn.example.org/x.png"><img src="data:image/png;base64,">'
     )
     (tmp_path / "a.css").write_text("body { background: url('https://cdn.example.org/x.woff') }")

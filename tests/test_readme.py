@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 HOUSE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOUSE / "docs"))
 
-import readme
+import readme  # noqa: E402
 
 PNG = b"\x89PNG picture"
 
@@ -30,22 +30,16 @@ def project(tmp_path, monkeypatch):
         "<tbody><tr><th>0</th><td>top|k</td><td>0.21</td></tr></tbody></table><p>1 rows</p></div>"
     )
     cells = [
-        new_markdown_cell(
-            "# A house\n\n> of poems\n\nSee [core](lib/00_core.ipynb#whole), [data](../data/README.md), [site](https://example.org)."
-        ),
+        new_markdown_cell("# A house\n\n> of poems\n\nSee [core](lib/00_core.ipynb#whole), [data](../data/README.md), [site](https://example.org)."),
         new_code_cell("#| hide\nsecret = 1", outputs=[new_output("stream", name="stdout", text="never seen")]),
         new_code_cell("#| echo: false\nhidden_source = 1", outputs=[result(text_plain="seen result")]),
         new_code_cell("#| eval: false\nshown = '```'", outputs=[new_output("stream", name="stderr", text="a warning")]),
         new_code_cell("table", outputs=[result(text_plain="arm gain", text_html=frame)]),
         new_code_cell(
             "plot",
-            outputs=[
-                new_output("display_data", data={"image/png": base64.b64encode(PNG).decode(), "text/plain": "<Figure>"})
-            ],
+            outputs=[new_output("display_data", data={"image/png": base64.b64encode(PNG).decode(), "text/plain": "<Figure>"})],
         ),
-        new_code_cell(
-            "card", outputs=[result(text_html="<div><b>Rain</b></div><pre>one\n  two</pre>", text_plain="<HTML>")]
-        ),
+        new_code_cell("card", outputs=[result(text_html="<div><b>Rain</b></div><pre>one\n  two</pre>", text_plain="<HTML>")]),
     ]
     (tmp_path / "nbs/lib").mkdir(parents=True)
     (tmp_path / "nbs/lib/00_core.ipynb").write_text("{}")
@@ -86,11 +80,7 @@ def test_mistakes_are_named(project, capsys):
     (project / "data/README.md").unlink()
     assert readme.main([]) == 2
     assert "links to data/README.md" in capsys.readouterr().err
-    nb = new_notebook(
-        cells=[
-            new_code_cell("1/0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="division by zero")])
-        ]
-    )
+    nb = new_notebook(cells=[new_code_cell("1/0", outputs=[new_output("error", ename="ZeroDivisionError", evalue="division by zero")])])
     nbformat.write(nb, project / "nbs/index.ipynb")
     assert readme.main([]) == 2
     assert "ZeroDivisionError" in capsys.readouterr().err
