@@ -16,7 +16,6 @@ import readme  # noqa: E402
 PNG = b"\x89PNG picture"
 
 
-@pytest.mark.skipif(not (HOUSE / "nbs/index.ipynb").is_file(), reason="nbs/index.ipynb is not written yet")
 def test_readme_is_fresh():
     assert readme.stale(HOUSE) == [], "make readme"
 
