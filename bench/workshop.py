@@ -42,11 +42,15 @@ def answers(bad):
         if text.startswith("Find the brief"):
             return f"Request: a poem about {number % 997} things\n{BRIEF}"
         if text.startswith("This poem failed"):
-            return "What fails: the end.\nWhy: it was decided before it was seen.\nWhat to put in its place: a man on a ladder with a bucket of leaves."
+            return (
+                "What fails: the end.\nWhy: it was decided before it was seen.\nWhat to put in its place: a man on a ladder with a bucket of leaves."
+            )
         first = " ".join(words(read_poem(text.split("Poem:\n\n")[-1]).lines[0])[:4])
         if number % 9 == 0:
             return "What works: All of it.\n\nIssues:\nNone.\n\nThis poem is done."
-        return f'What works: The lines keep step.\n\nIssues:\n- General noun, line 1, "{first}": name the one thing that was there, and who had left it.'
+        return (
+            f'What works: The lines keep step.\n\nIssues:\n- General noun, line 1, "{first}": name the one thing that was there, and who had left it.'
+        )
 
     return answer
 
@@ -62,12 +66,25 @@ def main():
     good, bad, dropped = good_and_bad(args.good, args.bad)
     ids = {p.id for p in bad}
     print(f"{len(bad)} bad and {len(good)} good poems, {len(dropped)} dropped")
-    items = {"critique": critique_items(good, bad, args.limit_good, 0, "anthropic", ""), "comparison": pair_items(good, bad, 0, 0, "anthropic", ""),
-             "autopsy": [{"poem": poem_text(p), "title": p.title} for p in bad], "reading": [{"poem": poem_text(p), "title": p.title} for p in good[: args.limit_briefs]]}
+    items = {
+        "critique": critique_items(good, bad, args.limit_good, 0, "anthropic", ""),
+        "comparison": pair_items(good, bad, 0, 0, "anthropic", ""),
+        "autopsy": [{"poem": poem_text(p), "title": p.title} for p in bad],
+        "reading": [{"poem": poem_text(p), "title": p.title} for p in good[: args.limit_briefs]],
+    }
     os.environ["ANTHROPIC_API_KEY"] = KEY
     with serve(answers(ids)) as vendor, tempfile.TemporaryDirectory() as folder:
         for name in ("first run", "rerun"):
-            teacher = make_teacher("anthropic", "claude-opus-5-5", cap_dollars=500, cache_dir=folder, base_url=vendor.url, batch=args.batch, poll_seconds=0.05, progress=False)
+            teacher = make_teacher(
+                "anthropic",
+                "claude-opus-5-5",
+                cap_dollars=500,
+                cache_dir=folder,
+                base_url=vendor.url,
+                batch=args.batch,
+                poll_seconds=0.05,
+                progress=False,
+            )
             start, rows, refused, asked, hits = time.perf_counter(), {}, [], [], 0
             for task in ("critique", "comparison", "revision_brief", "autopsy", "reading"):
                 if task == "revision_brief":
@@ -77,7 +94,9 @@ def main():
                 asked, hits = asked + requests, hits + sum(a.cached for a in found)
                 rows[task], lost = collect(task, items[task], found)
                 refused += lost
-            print(f"\n{name}: {len(asked)} requests, {teacher.calls} sent, {hits} from the cache, ${teacher.spent:.2f} in the ledger, {time.perf_counter() - start:.0f} s")
+            print(
+                f"\n{name}: {len(asked)} requests, {teacher.calls} sent, {hits} from the cache, ${teacher.spent:.2f} in the ledger, {time.perf_counter() - start:.0f} s"
+            )
     print("\n" + price_table(asked).to_string(index=False, float_format="{:.2f}".format))
     print("\n" + gate_counts(rows, refused).to_string())
     rows["brief"] = rows.pop("reading")

@@ -109,10 +109,9 @@ def loss_table(
     "Held-out loss by task, before and after."
     import pandas as pd
 
-    table = {}
+    table, mean = {}, lambda values, at: sum(values[i] for i in at) / len(at)
     for task in [*(t for t in TASKS if any(r["task"] == t for r in rows)), "all"]:
         at = [i for i, r in enumerate(rows) if task in (r["task"], "all")]
         change = bootstrap([after[i] - before[i] for i in at], seed)
-        mean = lambda values: sum(values[i] for i in at) / len(at)
-        table[task] = {"rows": len(at), "before": mean(before), "after": mean(after), "change": change["mean"], "lo": change["lo"], "hi": change["hi"]}
+        table[task] = {"rows": len(at), "before": mean(before, at), "after": mean(after, at), "change": change["mean"], "lo": change["lo"], "hi": change["hi"]}
     return pd.DataFrame(table).T.astype({"rows": int})

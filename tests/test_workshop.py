@@ -26,7 +26,17 @@ SNAPSHOT = {
     "reading": "reading-1-8c82e283",
     "poem": "poem-1-433f3215",
 }
-QUICK = ["limit_good=2", "limit_bad=4", "limit=4", "limit_pairs=6", "written_poems=1", "poem_tokens=24", "revisions=1", "answer_tokens=24", "lora_rank=4"]
+QUICK = [
+    "limit_good=2",
+    "limit_bad=4",
+    "limit=4",
+    "limit_pairs=6",
+    "written_poems=1",
+    "poem_tokens=24",
+    "revisions=1",
+    "answer_tokens=24",
+    "lora_rank=4",
+]
 
 
 def quick(*more: str) -> list[str]:
@@ -55,7 +65,15 @@ def test_every_answer_that_ships_passes_the_gate():
     assert all(TASKS[t].conversation(r)[-1]["content"] for t, rows in answers.items() for r in rows)
 
 
-@pytest.mark.parametrize("broken", ["What works: x", "Issues:\n- a", "What works: x\n\nIssues:\nNone.", "What works: x\n\nIssues:\n- Cliché, line 1: mend it now.\n\nThis poem is done."])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "What works: x",
+        "Issues:\n- a",
+        "What works: x\n\nIssues:\nNone.",
+        "What works: x\n\nIssues:\n- Cliché, line 1: mend it now.\n\nThis poem is done.",
+    ],
+)
 def test_only_a_whole_critique_is_one(broken):
     with pytest.raises(ValueError):
         TASKS["critique"].parse(broken)
@@ -127,14 +145,18 @@ def test_a_whole_run_and_a_poem_from_it(house):
     assert {m["role"] for r in train for m in r["messages"]} == {"system", "user", "assistant"}
     found = json.loads((run / "sessions" / "1.json").read_text())
     assert {"final_poem", "educator_note", "generation_brief", "revision_history", "metadata"} == found.keys()
-    assert not found["revision_history"] or (found["final_poem"] == found["revision_history"][-1]["draft"] and found["revision_history"][-1]["critique"] is not None)
+    assert not found["revision_history"] or (
+        found["final_poem"] == found["revision_history"][-1]["draft"] and found["revision_history"][-1]["critique"] is not None
+    )
     assert house.metrics("w")[0, "missing"] == 0
 
     before = (run / "report.html").stat().st_mtime_ns
     assert house.cli("run", "workshop", "--resume", "--run", "w").returncode == 0
     assert (run / "report.html").stat().st_mtime_ns == before, "a run that is complete is left alone"
 
-    written = house.cli("write", "a poem about winter light", "--run", "w", "--form", "haiku", "--revisions", "0", "--tokens", "24", "--out", "outputs/poem.json")
+    written = house.cli(
+        "write", "a poem about winter light", "--run", "w", "--form", "haiku", "--revisions", "0", "--tokens", "24", "--out", "outputs/poem.json"
+    )
     assert written.returncode == 0, written.stderr
     record = json.loads((house.path / "outputs/poem.json").read_text())
     assert written.stdout.strip() == record["final_poem"] and "── critique 1" in written.stderr
@@ -146,7 +168,16 @@ def test_the_educator_alone_from_answers_in_a_folder(house, tmp_path):
     folder.mkdir()
     for task in ("critique", "autopsy", "brief"):
         write_jsonl(folder / FILES[task], load_annotations("data/annotated", (task,))[task][:6])
-    settings = quick("skip_generation=true", "educator_only=true", f"annotations={folder}", "requests=['x']", "forms=['']", "revisions=0", "min_samples=0", "educator_epochs=1")
+    settings = quick(
+        "skip_generation=true",
+        "educator_only=true",
+        f"annotations={folder}",
+        "requests=['x']",
+        "forms=['']",
+        "revisions=0",
+        "min_samples=0",
+        "educator_epochs=1",
+    )
     done = house.cli("run", "workshop", "--run", "e", *settings)
     assert done.returncode == 0, done.stderr
     assert house.notebooks("e") == ["5_prepare.ipynb", "6_educator.ipynb", "8_session.ipynb"]
