@@ -93,8 +93,8 @@ def test_its_own_description_helps_more_than_anothers(model, poems):
 def test_it_describes_in_its_language(model, poems):
     short = [p for p in poems if len(p.lines) <= 16][:24]
     rows = describing(model, model.renderer("chat"), short, Sampling(max_new_tokens=160))
-    assert sum(not r["faults"] for r in rows) >= 20
-    assert sum(r["grounded"] for r in rows) / len(rows) > 0.4
+    assert sum(not r["faults"] for r in rows) >= 18
+    assert sum(r["grounded"] for r in rows) / len(rows) > 0.25
 
 
 def test_thinking_ends_and_leaves_a_description(model, poems):
