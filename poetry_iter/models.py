@@ -93,7 +93,8 @@ def load_model(
 def _short(name) -> str:
     "A folder as it is named from the root, where it is below it: what is kept beside an adapter holds on another machine."
     path = Path(name).resolve()
-    return path.relative_to(root()).as_posix() if path.is_dir() and path.is_relative_to(root()) else str(name)
+    try: return path.relative_to(root()).as_posix() if path.is_dir() else str(name)
+    except (UserError, ValueError): return str(path)  # outside of the project
 
 def _load(name, engine, device, dtype, load_in_4bit, max_tokens):
     if engine == "unsloth":
@@ -128,7 +129,7 @@ def _grouped_attention() -> str:
 
 def model_hash(name: str | Path) -> str:
     "What identifies a base model: a hash of its config and of each weight file's size, first and last megabyte; a name on the hub stands for itself."
-    path = root() / name
+    path = Path(name) if Path(name).is_dir() else root() / name
     if not path.is_dir(): return str(name)
     weights = [(f.name, f.stat().st_size, _ends(f)) for f in sorted(path.iterdir()) if f.suffix in (".safetensors", ".bin")]
     return digest([read_json(path / "config.json"), weights])
