@@ -82,8 +82,8 @@ def mix(
     need = {True: part.numerator, False: part.denominator - part.numerator}
     wanted = max(len(kinds[flag]) // need[flag] for flag in need)
     k = min([wanted, *(repeats * len(kinds[flag]) // need[flag] for flag in need)])
-    chosen = []
-    for flag in need:
+    chosen = [] if k else list(rows)
+    for flag in need if k else ():
         n, found = k * need[flag], kinds[flag]
         if n < len(found): found = _shrink(found, n, least_tasks if flag else 0)
         chosen += (found * repeats)[: max(n, len(found))]
