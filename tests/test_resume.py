@@ -14,6 +14,7 @@ PHASES = [  # round, stage, what is there when it is killed
 SETTINGS = dict(
     num_candidates=2,
     top_k=1,
+    learn="write",
     max_iterations=1,
     resamples_per_iteration=2,
     held_out=0.2,
