@@ -1,6 +1,7 @@
 """The workshop: its contracts, its data, a whole run on the model that ships, and the command that writes a poem."""
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -133,6 +134,10 @@ def test_stages_that_flags_leave_out():
     assert names(skip_generation=True) == list("5678")
 
 
+whole_run = pytest.mark.skipif(not os.environ.get("SLOW"), reason="eight stages with training, many minutes: SLOW=1 pytest tests/test_workshop.py")
+
+
+@whole_run
 def test_a_whole_run_and_a_poem_from_it(house):
     done = house.cli("run", "workshop", "--profile", "first-test", "--run", "w", *quick("requests=['a poem about a lock']", "forms=['haiku']"))
     assert done.returncode == 0, done.stderr
@@ -163,6 +168,7 @@ def test_a_whole_run_and_a_poem_from_it(house):
     assert record["metadata"]["models"]["poet"]["adapter"].endswith("w/poet") and record["metadata"]["models"]["poet"]["differences"] == []
 
 
+@whole_run
 def test_the_educator_alone_from_answers_in_a_folder(house, tmp_path):
     folder = tmp_path / "answers"
     folder.mkdir()
