@@ -41,6 +41,11 @@ STAGES = {
 }
 
 
+def heed_interrupts() -> None:
+    """A test run in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Project:
     """A folder with settings.ini, and `poetry-iter` run in it."""
@@ -51,7 +56,7 @@ class Project:
 
     def start(self, *args: str, **kwargs) -> subprocess.Popen:
         env = {**os.environ, **kwargs.pop("env", {})}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True, "preexec_fn": heed_interrupts}
         self.started.append(subprocess.Popen([sys.executable, self.script, *args], cwd=self.path, env=env, **pipes, **kwargs))
         return self.started[-1]
 
