@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UserError', 'root', 'shared_data', 'dumps', 'write_bytes', 'write_text', 'write_json', 'write_jsonl', 'read_text',
-           'read_json', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'digest', 'seed_of', 'seed_all']
+           'read_json', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'check_model_folder', 'digest', 'seed_of',
+           'seed_all']
 
 # %% ../nbs/lib/00_core.ipynb #cbe31b0e
 import hashlib
@@ -133,6 +134,25 @@ def append_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}; it is as it was. Free some space or name another place") from e
     return path
+
+# %% ../nbs/lib/00_core.ipynb #9fad9679
+def check_model_folder(path: str | Path) -> None:
+    "Raise `UserError` when a folder is not a whole model: config, weights and tokenizer."
+    needs = {"config": ["config.json"], "weights": ["*.safetensors", "*.bin"], "tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"]}
+    for what, patterns in needs.items():
+        if not any(f for p in patterns for f in Path(path).glob(p)):
+            raise UserError(f"model {path}: the folder has no {what} ({' or '.join(patterns)}); name a whole model")
+    for file in Path(path).glob("*.safetensors"): _check_safetensors(file)
+
+def _check_safetensors(path: Path) -> None:
+    "A safetensors file says how long it is; one that was cut off while it was copied is shorter."
+    try:
+        with open(path, "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            head = json.loads(f.read(size)) if size < 1 << 28 else None
+        end = 8 + size + max(t["data_offsets"][1] for k, t in head.items() if k != "__metadata__")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError): raise UserError(f"{path}: not a safetensors file; copy the model again") from None
+    if path.stat().st_size < end: raise UserError(f"{path}: {path.stat().st_size} bytes of {end}: the file was cut off; copy the model again")
 
 # %% ../nbs/lib/00_core.ipynb #6b061a99
 def digest(

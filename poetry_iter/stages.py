@@ -12,13 +12,12 @@ import ast
 import difflib
 import importlib.util
 import io
-import json
 import math
 import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import UserError, read_json, read_text, root
+from .core import UserError, check_model_folder, read_json, read_text, root
 
 # %% ../nbs/lib/09_stages.ipynb #1c3ebb65
 class StageError(Exception):
@@ -243,19 +242,4 @@ def check_model(name: str) -> None:
         if name.count("/") != 1 or name.startswith((".", "/", "~")) or (root() / name.split("/")[0]).is_dir():
             raise UserError(f"model {name}: there is no such folder, and it is no name on the hub (owner/name)")
         return
-    needs = {"config": ["config.json"], "weights": ["*.safetensors", "*.bin"], "tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"]}
-    for what, patterns in needs.items():
-        files = [f for p in patterns for f in path.glob(p)]
-        if not files: raise UserError(f"model {name}: the folder has no {what} ({' or '.join(patterns)}); name a whole model")
-        for f in files:
-            if f.suffix == ".safetensors": _check_safetensors(f)
-
-def _check_safetensors(path: Path) -> None:
-    "A safetensors file says how long it is; one that was cut off while it was copied is shorter."
-    try:
-        with open(path, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            head = json.loads(f.read(size)) if size < 1 << 28 else None
-        end = 8 + size + max(t["data_offsets"][1] for k, t in head.items() if k != "__metadata__")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError): raise UserError(f"{path}: not a safetensors file; copy the model again") from None
-    if path.stat().st_size < end: raise UserError(f"{path}: {path.stat().st_size} bytes of {end}: the file was cut off; copy the model again")
+    check_model_folder(path)

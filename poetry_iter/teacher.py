@@ -256,7 +256,7 @@ class Teacher:
                         call = self._ledger.reserve(self._dollars(bodies[waiting[0]]), key=waiting[0])
                         if call is None: break
                         key = waiting.popleft()
-                        running[pool.submit(self._one, key, bodies[key], call)] = key
+                        running[pool.submit(self._one, key, bodies[key], call)] = call
                     if not running: break
                     for f in wait(running, return_when=FIRST_COMPLETED)[0]:
                         running.pop(f)
@@ -266,7 +266,8 @@ class Teacher:
                     self._money(bar)
                     if len(bad) >= 3 and not good: raise UserError(f"{self.how}: {len(bad)} requests failed and none was answered: {bad[-1]}")
             finally:
-                for f in running: f.cancel()
+                for f, call in running.items():
+                    if f.cancel(): self._ledger.settle(call, 0.0, reason="not sent")
         self._short |= {k: self._dollars(bodies[k]) for k in waiting}
 
     def _one(self, key, body, call) -> Reply:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,15 @@ def test_what_only_the_user_can_mend(vendor, monkeypatch, env, error):
         assert t.spent == 0 and vendor.billed == 0
     with pytest.raises(UserError, match="its price is not known"):
         make_teacher("anthropic", "claude-imagined")
+
+
+def test_what_was_not_sent_is_not_reserved(vendor, monkeypatch):
+    monkeypatch.setattr("poetry_iter.teacher.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))  # the others wait for their turn
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-wrong-key-98765")
+    t = ask(vendor)
+    with pytest.raises(UserError, match="the key is wrong"):
+        t.ask(requests())
+    assert t.spent == 0
 
 
 def test_requests_that_all_fail_stop_early(vendor):
