@@ -11,7 +11,7 @@ from html import escape
 
 from . import forms
 from .core import dumps, read_text
-from .pronunciation import _plain, words
+from .pronunciation import _plain
 
 # %% ../nbs/lib/13_cards.ipynb #022657ec
 _COLORS = ["#c0392b", "#2471a3", "#1e8449", "#b9770e", "#7d3c98", "#148f77", "#a04000", "#5d6d7e", "#cb4335", "#2e86c1", "#28b463", "#d4ac0d", "#884ea0", "#17a589"]

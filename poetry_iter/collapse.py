@@ -11,7 +11,7 @@ from statistics import median
 
 from .core import UserError, seed_of
 from .models import Model, Sampling, generate
-from .poems import Poem, words
+from .poems import words
 from .renderers import Renderer
 
 # %% ../nbs/lib/52_collapse.ipynb #cc278414

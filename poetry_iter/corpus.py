@@ -88,7 +88,7 @@ def piece(
             while at < len(ss) and sum(map(len, out)) + len(ss[at]) <= most: out.append(ss[at]); at += 1
             start = at
         if start and rng.random() < 0.5: title = None
-        ss = out if sum(map(len, out)) >= 4 else ss[:1] if 4 <= len(ss[0]) <= most else [sum(ss, [])[:most]]
+        ss = out if sum(map(len, out)) >= 4 else ss[:1] if 4 <= len(ss[0]) <= most else [[l for s in ss for l in s][:most]]
     text = "\n\n".join("\n".join(s) for s in ss)
     return title or first_line(text), text
 

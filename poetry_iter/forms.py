@@ -156,7 +156,6 @@ def _irregular(a):
     plain = max(_agreement(a.letters, w) for w in ("AABBCCDDEEFFGG", "ABCBDEFEGHIHJK"))
     sizes = {len(s) for s in a.stanzas}
     shape = Part("shape", 0.4 if plain > 0.85 or (len(a.stanzas) == 7) or (sizes == {7}) else 1.0, 2)
-    feet = Counter(len(s.feet) for s in _scans(a))
     m, rest = _meter(a, ("iambic",), (5,), "iambic pentameter", weight=2.5, least=0.02)
     return [lines, shape, Part("rhyme", min(1.0, share / 0.85), 3), m, Part("no usual scheme", 0.5, 2)], note + out + ([] if share > 0.85 else [f"{share:.0%} of the lines rhyme"]) + rest
 
@@ -257,7 +256,6 @@ def _terza(a):
 def _tercets(a):
     "stanzas of three lines"
     share = _share([len(s) == 3 for s in a.stanzas])
-    last = bool(a.stanzas) and all(len(s) == 3 for s in a.stanzas[:-1])
     if len(a.lines) == 3 and a.letters not in ("AAA", "ABA"): share = 0.4
     return [Part("stanzas", share if len(a.stanzas) > 1 or len(a.lines) == 3 else 0.1, 3), Part("rhyme", max(0.6, min(1.0, _rhymed(a) / 0.6)), 1)], [] if share == 1 else [f"stanza {k + 1} has {len(s)} lines, expected 3" for k, s in enumerate(a.stanzas) if len(s) != 3][:6]
 
@@ -268,7 +266,6 @@ def _ballad(a):
     scans = _scans(a)
     if len(scans) < 4 or len(best[0]) == 1: return best
     flags = [len(s.feet) == (3 if k % 2 else 4) for k, s in enumerate(scans)]
-    fours = _share([len(s.feet) == 4 for s in scans])
     out = [f"line {k + 1} has {len(s.feet)} feet, expected {3 if k % 2 else 4}" for k, (s, ok) in enumerate(zip(scans, flags)) if not ok]
     return best[0] + [Part("beats", max(0.1, _share(flags)), 3)], best[1] + out
 
@@ -376,7 +373,7 @@ def _value(parts):
     return value
 
 def _match(name, a):
-    f, special, _ = REGISTRY[name]
+    f, *_ = REGISTRY[name]
     if not a.lines: return Match(name, 0.0, False, (), ("the text is empty",))
     parts, out = f(a)
     score = round(_value(parts), 4)

@@ -12,7 +12,6 @@ import re
 from collections import Counter, namedtuple
 from functools import cache, lru_cache
 from importlib import resources
-from operator import mul
 
 import numpy as np
 
@@ -51,7 +50,7 @@ def options(
         for rest, cost, why in _contracted(phones):
             add("".join(p[-1] for p in rest if p[-1].isdigit()), cost + 0.3 * min(n, 1), f"{word}: {why}")
             for again, more, _ in _contracted(rest) if len(stresses) > 3 else (): add("".join(p[-1] for p in again if p[-1].isdigit()), cost + more + 0.5, f"{word}: {why}")
-        if word.endswith("ed") and len(word) > 3 and phones[-1] in ("D", "T") and not phones[-2][-1] == "0" or word.endswith("ied") and phones[-1] == "D": add(stresses + "0", 1.1, f"{word}: -ed is spoken")
+        if (word.endswith("ed") and len(word) > 3 and phones[-1] in ("D", "T") and not phones[-2][-1] == "0") or (word.endswith("ied") and phones[-1] == "D"): add(stresses + "0", 1.1, f"{word}: -ed is spoken")
         if len(stresses) == 1 and phones[-1] in ("R", "Z") and any(p in ("AW1", "AY1", "OY1") for p in phones) and "R" in phones[-2:]: add(stresses + "0", 0.5, f"{word}: in two syllables")
         if len(stresses) in (2, 3) and word != "every" and re.search(r"[^aeiou][aeo]r[aeiouy]|[^aeiou]e[ln][aeiouy]|[^aeiou]ery|io[un]s?$|ia[nl]|ie[nr]", word) and stresses[0] == "1" and len(re.findall("[aeiouy]+", word)) > len(stresses): add(stresses[0] + "0" + stresses[1:], 0.7, f"{word}: every vowel is spoken")
     return tuple(sorted(found.values(), key=lambda o: o.cost)[:5]) or (Option("", 0.0, ""),)
@@ -238,7 +237,7 @@ def _costs(line_words, reading):
 def _scored(items):
     "By number of syllables: which line and reading each row is, and its score under every grid."
     rows = {}
-    for k, (readings, costs) in enumerate(items):
+    for k, (_, costs) in enumerate(items):
         for r, (s, w) in enumerate(costs):
             if 2 <= len(s) <= MOST and len(s) in _grids(): rows.setdefault(len(s), []).append((k, r, s, w))
     out = {}
@@ -277,7 +276,7 @@ def _expectations(scored, shape):
     at = {}
     for k, spot in enumerate(shape): at.setdefault(spot, []).append(k)
     expected = np.full((len(table), 4, _FEET_MAX + 1), -3.0, np.float32)
-    for spot, ks in at.items():
+    for ks in at.values():
         mean = (votes[ks].sum(0) + 2 * overall) / (len(ks) + 2)
         expected[ks, family] = 1.2 * np.log(0.03 + mean)
     return expected.reshape(len(table), -1)
@@ -346,7 +345,7 @@ def _told(line, line_words, reading, grid, score):
 
 def _fits(best, expected):
     "Whether a line as it stands is good enough that no other way to say it need be tried."
-    r, grid, score = best
+    _, grid, score = best
     return grid is not None and score > -6.0 and not any(n[1] in ("extra syllable", "headless", "triple ending") or (n[1] == "short foot" and score < -4) for n in grid.notes)
 
 def _scan_all(lines, shape):

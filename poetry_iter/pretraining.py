@@ -304,8 +304,9 @@ def train(
     lines = lambda k: (6, 8) if k * pool * 180 / batch_tokens < short_steps else (8, 12, 16, 16, 24)
     model.train()
     end = min(steps, stop_at or steps)
-    for state.pool, examples in pools(maker, poems, seed, state.pool, pool, lines):
-        todo = batches(examples, batch_tokens, random.Random(f"{seed}/order {state.pool}"))
+    for at, examples in pools(maker, poems, seed, state.pool, pool, lines):
+        state.pool = at
+        todo = batches(examples, batch_tokens, random.Random(f"{seed}/order {at}"))
         for i in range(state.offset, len(todo)):
             if state.step >= end: break
             for o, b in zip(opts, base):

@@ -7,7 +7,6 @@ __all__ = ['Pair', 'WINDOW', 'Deviation', 'Strength', 'pair', 'canonical', 'whol
            'deviations', 'reward', 'strength', 'select_rhyming']
 
 # %% ../nbs/lib/10_rhyme.ipynb #d4a3a46a
-import re
 from collections import namedtuple
 from functools import cache, lru_cache
 
@@ -31,7 +30,7 @@ def pair(
     if x is None or y is None: return Pair("none", 0.0, "no word to rhyme with")
     name = f"{_said(a)} / {_said(b)}"
     _, f = pair_features([x, y], np.array([0]), np.array([1]), all_pairs=True)
-    full, last, vowel, coda, stress, weak, strong, inner, onset, same, eye, letters = f[0, :12]
+    full, last, vowel, coda, stress, weak, strong, _, onset, same, eye, letters = f[0, :12]
     chance = _chance(log_odds([x, y], np.array([0]), np.array([1]))[0])
     feminine = ["", "feminine ", "dactylic "][min(2, int(weak - 3))] if weak >= 3 and full else ""
     if same: return Pair("identical", 0.95 if words(a) == words(b) else 0.9, f"{name}: the same word")
@@ -39,7 +38,7 @@ def pair(
     if full: return Pair("perfect", 1.0, f"{name}: perfect {feminine}rhyme" + (", in one of the ways to say it" if len(pronounce(x.word).variants) + len(pronounce(y.word).variants) > 2 else ""))
     if last and stress == 1: return Pair("slant", max(0.6, min(0.9, chance)), f"{name}: light rhyme, a last syllable without stress is lifted by the meter")
     if last and stress == 0 and weak >= 3: return Pair("slant", min(0.6, max(0.3, chance)), f"{name}: only unstressed syllables agree, not the stressed vowel")
-    if eye and letters >= 2 or (eye and coda > 0): return Pair("eye/historic", min(0.9, max(0.35, chance)), f"{name}: eye rhyme" + (", once a full one" if chance > 0.5 else ""))
+    if (eye and letters >= 2) or (eye and coda > 0): return Pair("eye/historic", min(0.9, max(0.35, chance)), f"{name}: eye rhyme" + (", once a full one" if chance > 0.5 else ""))
     if chance > 0.5: return Pair("eye/historic", min(0.9, chance), f"{name}: not alike now, but poets rhymed it")
     if coda > 0 and (vowel > -1.5 or stress == 2) and _closed(x) and _closed(y): return Pair("slant", min(0.6, max(0.3, chance)), f"{name}: slant rhyme, the consonants after the vowel agree and the vowels do not")
     if vowel >= 2 and _kin(x, y): return Pair("slant", min(0.6, max(0.3, chance)), f"{name}: slant rhyme, same vowel and consonants of one kind")
@@ -77,7 +76,7 @@ def _band(n):
 def _odds(ends, sizes):
     "Per stanza (i, j, log-odds) of the pairs in reach; per seam the odds of the stanza's lines against the last stanza's. A line without a word rhymes with nothing."
     some = next((e for e in ends if e is not None), None)
-    inner, seams, at = [], [], 0
+    inner, seams = [], []
     for k, n in enumerate(sizes):
         i, j = _index(n) if n < 200 else _band(n)
         inner.append((i, j))

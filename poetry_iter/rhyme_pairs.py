@@ -183,7 +183,6 @@ def pair_features(
     "What agrees, for every pair that might rhyme at all."
     e = np.stack([l.endings for l in lines])  # line, variant, field
     s = np.array([l.letters for l in lines])
-    vowel, coda = e[:, :, 2], e[:, :, 3]
     vt = _vowel_table()
     best, pick = None, None
     several = max(l.several for l in lines)
@@ -232,7 +231,7 @@ def by_rule(
     f,  # rows of `FEATURES`
 ):  # log-odds
     "Log-odds without anything learned."
-    full, last, vowel, coda, stress, weak, strong, inner, onset, same, eye, letters, *_ = f.T
+    full, last, vowel, coda, stress, weak, strong, inner, _, same, eye, letters, *_ = f.T
     odds = np.where(full > 0, 4.0, np.where(last > 0, 1.5 + 0.7 * stress - 0.5 * weak, vowel + coda - 3.0))
     odds = np.where((full == 0) & (weak >= 3) & (inner > 0) & (strong < 1), odds - 2.0, odds)
     return np.clip(np.maximum(odds, np.where((eye > 0) & (letters >= 2), 1.0, -9)) + np.where(same > 0, -0.5, 0), -6, 6)

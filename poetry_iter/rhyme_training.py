@@ -12,7 +12,6 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 
@@ -187,17 +186,16 @@ def trees(
     model.fit(x, y)
     size = 2**depth
     feature, threshold, value = np.zeros((count, size - 1), int), np.full((count, size - 1), 1e9), np.zeros((count, size))
-    for t, (tree,) in enumerate(model._predictors):
-        def place(node, at, level):
-            n = tree.nodes[node]
-            if level == depth:
-                value[t, at - (size - 1)] = n["value"]
-            elif n["is_leaf"]: place(node, 2 * at + 1, level + 1)
-            else:
-                feature[t, at], threshold[t, at] = n["feature_idx"], n["num_threshold"]
-                place(n["left"], 2 * at + 1, level + 1)
-                place(n["right"], 2 * at + 2, level + 1)
-        place(0, 0, 0)
+    def place(t, nodes, node, at, level):
+        n = nodes[node]
+        if level == depth:
+            value[t, at - (size - 1)] = n["value"]
+        elif n["is_leaf"]: place(t, nodes, node, 2 * at + 1, level + 1)
+        else:
+            feature[t, at], threshold[t, at] = n["feature_idx"], n["num_threshold"]
+            place(t, nodes, n["left"], 2 * at + 1, level + 1)
+            place(t, nodes, n["right"], 2 * at + 2, level + 1)
+    for t, (tree,) in enumerate(model._predictors): place(t, tree.nodes, 0, 0, 0)
     return {"feature": feature.tolist(), "threshold": np.round(threshold, 4).tolist(), "value": np.round(value, 4).tolist(), "depth": depth, "bias": round(float(model._baseline_prediction.ravel()[0]), 4)}
 
 # %% ../nbs/lib/14_rhyme_training.ipynb #91fce606

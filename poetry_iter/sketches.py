@@ -103,7 +103,7 @@ def form(text:str # a poem
     if near < n*.2: return 'blank verse' if mean > 8.5 and even > .7 else 'free verse'
     if n == 5 and tails[0] == tails[1] and tails[2] == tails[3]: return 'limerick'
     if aa >= n*.3 and (len(ss) == 1 or sizes == {2}): return 'couplets'
-    if len(sizes) == 1 and len(ss) > 1 or n in (4, 5, 6, 8):
+    if (len(sizes) == 1 and len(ss) > 1) or n in (4, 5, 6, 8):
         k = sizes.copy().pop() if len(sizes) == 1 else 0
         if k == 4: return 'ballad' if mean < 8.2 and sum(beats[::2]) > sum(beats[1::2])*1.12 else 'quatrains'
         if k in (2, 3, 5, 6, 8): return {2: 'couplets', 3: 'tercets', 5: 'quintets', 6: 'sestets', 8: 'octaves'}[k]

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .core import UserError, digest, dumps, read_jsonl, root, write_jsonl
 from .ledger import Ledger, Store, now
 from .providers import Claude, Local, OpenAI, Shipped, judge_error, pause, shipped_rows
-from .calls import BATCH, BYTES_PER_TOKEN, PRICES, PRICES_DATE, Reply, Request, cost, parse_json, price_of, worst
+from .calls import BATCH, BYTES_PER_TOKEN, PRICES, PRICES_DATE, Reply, Request, cost, parse_json, worst
 
 # %% ../nbs/lib/20_teacher.ipynb #e2529958
 @dataclass
