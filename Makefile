@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: run test lab docs bench format lint types readme
+.PHONY: run test lab docs bench format lint readme
 
 run: .venv  ## the self-improving loop on the embedded model and the shipped poems
 	$(BIN)/poetry-iter run loop

@@ -53,6 +53,8 @@ def from_html(html: str) -> str:
         tag.replace_with("\0")
     for tag in soup.find_all(BLOCKS):
         tag.append("\n")
+        if tag.previous_sibling is not None and tag.previous_sibling.name not in BLOCKS:
+            tag.insert_before("\n")
     texts = [re.sub(r"\n\s*\n\s*\n+", "\n\n", text).strip("\n") for text in soup.get_text().split("\0")]
     parts = [part for text, t in zip(texts, [*tables, ""], strict=True) for part in (fenced(text) if text.strip() else "", t)]
     return "\n\n".join(filter(None, parts))
