@@ -66,10 +66,11 @@ if importlib.util.find_spec("prosodic"):
     try:
         import prosodic
 
+        prosodic.Text("The dictionary is read at first use").parse()
         few = poems[: SMALL // 10]
         theirs = clock("prosodic, parse", lambda t: prosodic.Text(t).parse(), few)
         print(f"  prosodic takes {theirs / clock('meter.poem, the same poems', meter.poem, few):.0f} times ours")
-    except Exception as e:  # it wants a system package and a download
+    except Exception as e:  # it wants espeak and a download of nltk's punkt
         print(f"prosodic cannot run here: {type(e).__name__}: {str(e)[:100]}")
 else:
     print("prosodic is not installed: pip install prosodic (and espeak)")

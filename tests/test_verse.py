@@ -200,10 +200,8 @@ def test_strongly_rhyming_poems_are_selected():
 @pytest.fixture
 def rules_alone():
     rhyme_pairs.use(None)
-    meter.use(None)
     yield
     rhyme_pairs.use()
-    meter.use()
 
 
 def test_rules_work_without_what_was_learned(rules_alone):
