@@ -190,7 +190,7 @@ def picture(fig) -> str:
     import matplotlib.pyplot as plt
 
     data = io.BytesIO()
-    fig.savefig(data, format="png", dpi=110)
+    fig.savefig(data, format="png", dpi=110, bbox_inches="tight")
     plt.close(fig)
     return f"<img style='max-width:100%' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'>"
 

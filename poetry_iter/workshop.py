@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'Player', 'free_memory', 'Crew', 'plain_brief', 'with_form', 'session', 'players_of', 'show',
-           'write_main', 'session_cards', 'metric_table', 'read_losses']
+           'write_main', 'session_cards', 'metric_table', 'before_after', 'read_losses']
 
 # %% ../nbs/lib/24_workshop.ipynb #e16b1320
 import gc
@@ -241,6 +241,12 @@ def metric_table(run, stages: list[str]):  # DataFrame
     m = run.metrics()
     m = m[m.stage.isin(stages) & ~m.value.map(lambda v: isinstance(v, list | dict))]
     return m[["stage", "name", "value"]].set_index(["stage", "name"])
+
+def before_after(run, stage: str):  # DataFrame: a row for each name that was logged as before_ and after_
+    "What a stage measured before and after its training."
+    m = metric_table(run, [stage]).value.droplevel("stage")
+    names = [n.removeprefix("before_") for n in m.index if n.startswith("before_") and n.replace("before_", "after_", 1) in m.index]
+    return m.loc[[f"before_{n}" for n in names]].set_axis(names).to_frame("before").assign(after=m.loc[[f"after_{n}" for n in names]].to_list())
 
 def read_losses(run, names: list[str]):  # DataFrame: a row for each model and task
     "Held-out losses before and after, of the models that were trained."
