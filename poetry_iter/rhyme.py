@@ -125,7 +125,7 @@ def _by_sound(n, i, j, odds):
 # %% ../nbs/lib/10_rhyme.ipynb #7ee2f8e3
 _LIBRARY = {"A": 0.05, "AA": 0.3, "AAA": 0.01, "ABAB": 0.25, "ABCB": 0.15, "ABBA": 0.05, "AABCCB": 0.03, "ABABB": 0.01, "ABAAB": 0.01, "AABB": 0.1, "AABA": 0.005, "ABABCC": 0.02, "ABABBCC": 0.01, "ABABABCC": 0.01, "ABABBCBCC": 0.01, "AAAA": 0.004,
     "ABABCDCDEFEFGG": 0.02, "ABBAABBACDECDE": 0.01, "ABBAABBACDCDCD": 0.01, "ABABBCBCCDCDEE": 0.005, "ABBACDDCEFEFGG": 0.003, "ABBACDDCEFGEFG": 0.003, "ABBAABBACDDCEE": 0.003, "ABBACDDCEFFEGG": 0.003, "ABAABAABAABAABAABAA": 0.2}
-_SCALE, _SHIFT, _STAY, _SWITCH, _FREE = 0.85, 0.6, -0.3, -2.0, -3.0
+_SCALE, _SHIFT, _STAY, _SWITCH, _FREE = 1.1, 0.6, -0.3, -2.0, -3.0
 
 def canonical(
     classes,  # anything hashable a line
@@ -217,15 +217,20 @@ def _build(band):
 def _classes(units):
     return [(k, c) for k, u in enumerate(units) for c in u]
 
-def _merge(classes, i, j, odds, least=3.0, reach=4):
-    "Units that follow each other and rhyme with each other become one class."
-    sums = {}
-    for a, b, o in zip(i.tolist(), j.tolist(), odds.tolist()):
-        if classes[a] != classes[b] and b - a <= reach: sums.setdefault((classes[a], classes[b]), []).append(o)
-    to = {}
-    for (x, y), v in sums.items():
-        if min(v) >= least: to[to.get(y, y)] = to.get(x, x)
-    return [to.get(c, c) for c in classes]
+def _merge(pattern, i, j, odds, least=2.0, reach=5):
+    "Classes near each other that rhyme with each other become one: ABABCDCD → ABABBCBC where B and C sound alike. A fixed form's letters stand unless two pairs of them agree (ABBACDDC → ABBAABBA)."
+    classes, i, j, odds = list(pattern), i.tolist(), j.tolist(), odds.tolist()
+    while True:
+        links, near = {}, set()
+        for a, b, o in zip(i, j, odds):
+            if classes[a] == classes[b]: continue
+            pair = tuple(sorted((classes[a], classes[b])))
+            links.setdefault(pair, []).append(o)
+            if b - a <= reach: near.add(pair)
+        mean, pair = max(((sum(links[p]) / len(links[p]), p) for p in near), default=(-9.0, None))
+        if mean < least: break
+        classes = [pair[0] if c == pair[1] else c for c in classes]
+    return pattern if len(pattern) > 9 and pattern in _LIBRARY and len(set(classes)) == len(set(pattern)) - 1 else canonical(classes)
 
 def _candidates(n, i, j, odds):
     "Scored schemes of one stanza: patterns of the library, what sound alone says, and where the two differ the best build."
@@ -311,7 +316,7 @@ def scheme(
     if not context: classes = _by_sound(len(at), *inner[0])
     elif whole:
         scored = _candidates(len(at), *inner[0])
-        classes = max(scored, key=scored.get)
+        classes = _merge(max(scored, key=scored.get), *inner[0])
     else: classes = _chain(_stanza_schemes(sizes, inner), seams)
     letters = iter(canonical(classes))
     out = [" "] * len(lines)
