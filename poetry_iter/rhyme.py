@@ -217,7 +217,7 @@ def _build(band):
 def _classes(units):
     return [(k, c) for k, u in enumerate(units) for c in u]
 
-def _merge(pattern, i, j, odds, least=2.0, reach=5):
+def _merge(pattern, i, j, odds, least=1.5, reach=8):
     "Classes near each other that rhyme with each other become one: ABABCDCD → ABABBCBC where B and C sound alike. A fixed form's letters stand unless two pairs of them agree (ABBACDDC → ABBAABBA)."
     classes, i, j, odds = list(pattern), i.tolist(), j.tolist(), odds.tolist()
     while True:

@@ -254,11 +254,11 @@ def teach_rhyme(
 def marked(
     path: str | Path,  # rows with `stanza` (a digest), `scheme`, `seen`
     poems: list,  # as from `poems`
-) -> dict:  # 'looked at' and 'never looked at': (lines, pattern)
+) -> dict:  # 'authors unseen' and 'authors in training': (lines, pattern)
     "Stanzas whose schemes readers have marked."
     rows = {r["stanza"]: r for r in read_jsonl(path)}
-    out = {"looked at": [], "never looked at": []}
+    out = {"authors unseen": [], "authors in training": []}
     for poem in poems:
         for s in poem["stanzas"]:
-            if r := rows.pop(digest("\n".join(s)), None): out["looked at" if r["seen"] else "never looked at"].append((s, r["scheme"]))
+            if r := rows.pop(digest("\n".join(s)), None): out["authors in training" if poem["side"] == "train" else "authors unseen"].append((s, r["scheme"]))
     return {k: v for k, v in out.items() if v}
