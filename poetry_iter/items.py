@@ -147,5 +147,4 @@ def refuse_dry_run(dry_run: bool, teacher, requests: dict[str, list]) -> None:
     "With `dry_run`, show the prompts and the price, and stop."
     if not dry_run: return
     found = [r for rows in requests.values() for r in rows]
-    print(teacher.dry_run(found))
-    raise UserError(f"dry_run: {len(found)} requests, about ${teacher.plan(found).dollars:.2f}, were planned and not sent; leave it away to send them")
+    raise UserError(f"dry_run: {len(found)} requests, about ${teacher.plan(found).dollars:.2f}, were planned and not sent; leave it away to send them\n\n{teacher.dry_run(found)}")

@@ -9,6 +9,7 @@ __all__ = ['parser', 'main']
 import argparse
 import errno
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -20,8 +21,22 @@ def _run(args):
     from poetry_iter.runner import run_experiment
 
     if args.help_parameters: return _help_parameters(args.experiment)
+    if args.dry_run: return _dry_run(args)
     report = run_experiment(args.experiment, args.profile, args.set, args.run, args.resume)
     print(os.path.relpath(report))
+
+def _dry_run(args):
+    "Show the prompts of the first stage that would ask a teacher, and their price; leave nothing behind."
+    from poetry_iter.core import root
+    from poetry_iter.runner import run_experiment
+
+    if args.run or args.resume: raise UserError("--dry-run leaves no run behind: leave --run and --resume away")
+    name = f"dry-run-{os.getpid()}"
+    try: run_experiment(args.experiment, args.profile, [*args.set, "dry_run=true"], name)
+    except UserError as e:
+        if not str(e).startswith("dry_run: "): raise
+        print(str(e).removeprefix("dry_run: "))
+    finally: shutil.rmtree(root() / "outputs" / name, ignore_errors=True)
 
 def _help_parameters(name):
     from poetry_iter.stages import declared_parameters, get_experiment, load_stages
@@ -136,6 +151,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-p", dest="set", action="append", default=[], metavar="NAME=VALUE", help="one parameter; wins over the profile")
     p.add_argument("--run", metavar="NAME", help="writes outputs/NAME; a run that is there goes on (default: a new name)")
     p.add_argument("--resume", action="store_true", help="go on with the newest unfinished run, or with --run NAME, and its parameters")
+    p.add_argument("--dry-run", action="store_true", help="show what would be asked of a teacher and its price, ask nothing, and leave no run behind")
     p.add_argument("--help-parameters", action="store_true", help="list the parameters with their defaults, and stop")
 
     p = add("runs", _runs, "list the runs, or compare some side by side")

@@ -195,7 +195,6 @@ BAD_INPUT = {
     "no key": (["-p", "hard_provider=anthropic", "-p", "cap_dollars=1"], "ANTHROPIC_API_KEY"),
     "no cap": (["-p", "hard_provider=anthropic"], "cap"),
     "an unknown provider": (["-p", "hard_provider=oracle"], "expected one of shipped"),
-    "a dry run": (["-p", "dry_run=true", "-p", "limit_bad=2", "-p", "limit_good=1"], "planned and not sent"),
     "poems that no shipped answer knows": (["-p", "bad_poems={one}"], "name a provider that can write them"),
 }
 
@@ -208,6 +207,15 @@ def test_bad_input_is_told_in_a_sentence(house, tmp_path, case):
     settings = [s.format(tmp=tmp_path / "empty", one=tmp_path / "one.jsonl") for s in settings]
     done = house.cli("run", "workshop", "--run", "b", *settings, env={"ANTHROPIC_API_KEY": "", "HOME": str(tmp_path)})
     assert (done.returncode, told in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+def test_a_dry_run_shows_prompts_and_price_and_leaves_nothing(house):
+    done = house.cli("run", "workshop", "--dry-run", "-p", "hard_provider=anthropic", "-p", "cap_dollars=1", "-p", "limit_bad=2", "-p", "limit_good=1")
+    assert done.returncode == 0, done.stderr
+    for told in ("5 requests, about $0.1", "=== critique", "=== comparison", "The last line is", "at the most $"):
+        assert told in done.stdout
+    assert not list((house.path / "outputs").glob("*"))
+    assert "leaves no run behind" in house.cli("run", "workshop", "--dry-run", "--run", "x").stderr
 
 
 def test_a_row_that_was_cut_in_half(tmp_path):
