@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import rhyme, rhyme_pairs
+from . import rhyme, rhyme_pairs, schemes
 from .core import digest, read_jsonl
 
 # %% ../nbs/lib/14_rhyme_training.ipynb #0efe93a6
@@ -65,10 +65,10 @@ def label(
     out = []
     for size, group in by.items():
         if 3 < size <= 18 and len(group) >= least:
-            inner = [rhyme._odds([rhyme.line_end(l) for l in s], [size])[0][0] for s in group]
+            inner = [schemes.pair_odds([rhyme.line_end(l) for l in s], [size])[0][0] for s in group]
             votes = Counter()
             for i, j, odds in inner:
-                c = rhyme._candidates(size, i, j, odds)
+                c = schemes.candidates(size, i, j, odds)
                 top = max(c.values())
                 beliefs = {p: math.exp(v - top) for p, v in c.items() if v > top - 6}
                 for p, v in beliefs.items(): votes[p] += v / sum(beliefs.values())
@@ -77,10 +77,10 @@ def label(
             if share >= 0.5 * len(group) and len(set(pattern)) < size and joined and np.mean([o > 0 for o in joined]) > 0.75: out += [(s, pattern) for s in group]
         if size >= 12 and size % 2 == 0:
             for s in group:
-                i, j, odds = rhyme._odds([rhyme.line_end(l) for l in s], [size])[0][0]
+                i, j, odds = schemes.pair_odds([rhyme.line_end(l) for l in s], [size])[0][0]
                 pairs = odds[(j == i + 1) & (i % 2 == 0)]
                 others = odds[(j == i + 1) & (i % 2 == 1)]
-                if np.mean(pairs > 0) > 0.8 and np.mean(others > 0) < 0.2: out.append((s, "".join(rhyme._letter(k // 2) for k in range(size))))
+                if np.mean(pairs > 0) > 0.8 and np.mean(others > 0) < 0.2: out.append((s, "".join(schemes.letter(k // 2) for k in range(size))))
     return out
 
 # %% ../nbs/lib/14_rhyme_training.ipynb #522bbc50
@@ -147,7 +147,7 @@ def patterns(
     library, units, by = {}, Counter(), defaultdict(list)
     for p, w in weight.items(): by[len(p)].append((w, p))
     for size, found in by.items():
-        if size <= rhyme._SMALL:
+        if size <= schemes.SMALL:
             for w, p in sorted(found, reverse=True)[:keep]:
                 if w >= least and not any(all(p.count(c) == 1 for c in p[k : k + 4]) for k in range(size - 3)): library[p] = round(w, 1)
     for _, lines, pattern in labelled:
@@ -155,7 +155,7 @@ def patterns(
         start = 0
         for end in range(1, len(pattern) + 1):  # cut where no rhyme goes on
             if end == len(pattern) or set(pattern[start:end]).isdisjoint(pattern[end:]):
-                if end - start <= 9: units[rhyme.canonical(pattern[start:end])] += 1 / len(lines)
+                if end - start <= 9: units[schemes.canonical(pattern[start:end])] += 1 / len(lines)
                 start = end
     total = sum(units.values())
     return {"library": library, "units": {p: round(w / total, 4) for p, w in units.most_common(40) if w / total > 0.0005}}
@@ -169,7 +169,7 @@ def examples(
     for lines, pattern in labelled:
         e = [rhyme.line_end(l) for l in lines]
         if None in e: continue
-        i, j = rhyme._index(len(e)) if len(e) < 200 else rhyme._band(len(e))
+        i, j = schemes.near_pairs(len(e)) if len(e) < 200 else schemes.band_pairs(len(e))
         keep, f = rhyme_pairs.pair_features(e, i, j)
         rows.append(f)
         labels.append(np.array([pattern[a] == pattern[b] for a, b in zip(i[keep], j[keep])]))
@@ -210,7 +210,7 @@ def judge(
     hit = found = wanted = exact = 0
     for lines, pattern in labelled:
         got = scheme(lines) if scheme else rhyme.scheme(lines, context=context)
-        exact += rhyme.canonical(got) == pattern
+        exact += schemes.canonical(got) == pattern
         a = {(x, y) for y in range(len(got)) for x in range(max(0, y - 40), y) if got[x] == got[y]}
         b = {(x, y) for y in range(len(pattern)) for x in range(max(0, y - 40), y) if pattern[x] == pattern[y]}
         hit, found, wanted = hit + len(a & b), found + len(a), wanted + len(b)
@@ -237,15 +237,15 @@ def teach_rhyme(
     rhyme_pairs.use(model)
     x, y = examples([(s, p) for k, s, p in mine if not half(k)][:stanzas])
     model["trees"] = trees(x, y, trees_count, depth, rate, seed)
-    rhyme_pairs.use(model | {"library": {p: 100 * w for p, w in rhyme._LIBRARY.items()}})
+    rhyme_pairs.use(model | {"library": {p: 100 * w for p, w in schemes.LIBRARY.items()}})
     sure = [c for c in certain if poems[c[0]]["side"] == "train"]
     known = {k for k, _, _ in sure}
     rest = [k for k, p in enumerate(poems) if p["side"] == "train" and k not in known]
     draw.shuffle(rest)
     found = patterns(sure + [(k, s, p) for k in rest[:others] for s, p in decoded(poems[k])])
-    for p, w in rhyme._LIBRARY.items(): found["library"].setdefault(p, round(100 * w, 1))
-    for p, w in rhyme._LIBRARY.items():
-        if len(p) <= 9 and rhyme.whole_unit(p): found["units"].setdefault(p, round(0.1 * w, 4))
+    for p, w in schemes.LIBRARY.items(): found["library"].setdefault(p, round(100 * w, 1))
+    for p, w in schemes.LIBRARY.items():
+        if len(p) <= 9 and schemes.whole_unit(p): found["units"].setdefault(p, round(0.1 * w, 4))
     model |= found
     rhyme_pairs.use(model)
     return model, {s: [(l, p) for k, l, p in certain if poems[k]["side"] == s] for s in ("dev", "test")}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poetry_iter import cards, forms, meter, rhyme, rhyme_pairs
+from poetry_iter import cards, forms, meter, rhyme, rhyme_pairs, schemes
 from poetry_iter.core import UserError, read_jsonl, root, shared_data
 from poetry_iter.pronunciation import pronounce, words
 
@@ -65,7 +65,7 @@ def test_a_scheme_ignores_case_and_punctuation_and_is_canonical(lines, context):
     found = rhyme.scheme(lines, context=context)
     assert found == rhyme.scheme([line.upper() + " ;" for line in lines], context=context)
     assert found == rhyme.scheme("\r\n".join(lines), context=context)
-    assert len(found) == len(lines) and found == rhyme.canonical(found)
+    assert len(found) == len(lines) and found == schemes.canonical(found)
 
 
 @settings(deadline=None)
@@ -171,7 +171,7 @@ def test_bad_input_gets_an_answer(text):
 def test_long_input_stays_linear():
     "Four times the lines, not sixteen times the work: counted in pairs compared, not in seconds."
     lines = SONNET.split("\n") * 720  # 10,080 lines without a break
-    small, large = rhyme._odds([None] * 2520, [2520])[0][0], rhyme._odds([None] * 10080, [10080])[0][0]
+    small, large = schemes.pair_odds([None] * 2520, [2520])[0][0], schemes.pair_odds([None] * 10080, [10080])[0][0]
     assert len(large[0]) < 4.1 * len(small[0])
     start = time.perf_counter()
     assert len(rhyme.scheme(lines)) == 10080 and len(meter.poem(lines).lines) == 10080
