@@ -190,6 +190,8 @@ def merge(
     reach: int = 8,  # lines from one to the other
 ) -> str:
     "Classes near each other that rhyme with each other become one: ABABCDCD → ABABBCBC where B and C sound alike. A fixed form's letters stand unless two pairs of them agree (ABBACDDC → ABBAABBA)."
+    code = np.array([ord(c) for c in pattern])
+    if not ((odds >= least) & (code[i] != code[j])).any(): return pattern
     classes, i, j, odds = list(pattern), i.tolist(), j.tolist(), odds.tolist()
     while True:
         links, near = {}, set()
