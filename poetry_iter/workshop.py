@@ -194,7 +194,7 @@ def show(stream=None) -> Callable[[dict], None]:
         if last[-1:] != [head]:
             last.append(head)
             print(f"\n\n── {head} ", end="\n", file=stream)
-        print(event.get("piece", "" if event.get("ended") == "complete" else f"\n[{event.get('ended')}]"), end="", file=stream, flush=True)
+        print(event.get("piece", "" if event.get("ended") == "complete" else f"\n[{event.get('ended')}]\n"), end="", file=stream, flush=True)
 
     return watch
 
