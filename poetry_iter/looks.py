@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'card', 'side_by_side', 'poem_cards', 'candidate_cards', 'c_title', 'scored_cards', 'ledger_cards',
            'coloured', 'table', 'results_table', 'gain_curves', 'loss_curves', 'collapse_panel', 'picture',
-           'write_report', 'load_round', 'run_poems', 'rounds_of']
+           'write_report', 'load_round', 'run_poems', 'rounds_of', 'paired_differences']
 
 # %% ../nbs/lib/53_looks.ipynb #7cb064d6
 import base64
@@ -233,3 +233,23 @@ def run_poems(run: Run) -> dict[str, Poem]:
 def rounds_of(run: Run) -> list[int]:
     "The rounds that were trained to their end."
     return [c["round"] for c in run.checkpoints()]
+
+# %% ../nbs/lib/53_looks.ipynb #b50be571
+def paired_differences(
+    runs: list[Run],  # the others are compared with the first
+    name: str = "gain_over_other",  # a column of `held_out.jsonl`
+    seed: int = 0,
+):  # DataFrame: a row a round and run; mean, lo, hi, and n, the held-out poems that both have; no rows where they share none
+    "What the held-out poems have more of in each other run than in the first, round by round, with a 95 % bootstrap interval over poems."
+    import pandas as pd
+
+    from poetry_iter.scoring import bootstrap
+
+    values = lambda run, n: {r["poem"]: r[name] for r in load_round(run, n, "held_out") if r.get(name) is not None}
+    rows = {}
+    for n in rounds_of(runs[0]):
+        base = values(runs[0], n)
+        for run in runs[1:]:
+            other = values(run, n)
+            if differences := [other[p] - base[p] for p in base if p in other]: rows[n, f"{run.name} − {runs[0].name}"] = bootstrap(differences, seed)
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["round", "runs"]) if rows else None)
