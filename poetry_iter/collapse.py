@@ -63,11 +63,10 @@ def collapse_verdict(
     gains: list[float | None],  # held-out gain after each round, the base model's first
     how: str = "continue",  # continue, stop or rollback
     tolerance: float = 0.02,  # nats a token
-) -> dict:  # fell: below the best by more than the tolerance; stop; use: the last checkpoint goes on; best: index
+) -> dict:  # fell: below the best by more than the tolerance; stop; use: the next round starts from this one
     "What to do after a round; raises `UserError` for a way that there is not."
     if how not in ("continue", "stop", "rollback"): raise UserError(f"on_collapse {how!r}: choose continue, stop or rollback")
-    known = [(g, -i) for i, g in enumerate(gains) if g is not None]
-    if not known or gains[-1] is None: return {"fell": False, "stop": False, "use": True, "best": len(gains) - 1}
-    top, at = max(known)
-    fell = gains[-1] < top - tolerance
-    return {"fell": fell, "stop": fell and how == "stop", "use": not (fell and how == "rollback"), "best": -at}
+    known = [g for g in gains if g is not None]
+    if not known or gains[-1] is None: return {"fell": False, "stop": False, "use": True}
+    fell = gains[-1] < max(known) - tolerance
+    return {"fell": fell, "stop": fell and how == "stop", "use": not (fell and how == "rollback")}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UserError', 'root', 'shared_data', 'dumps', 'write_bytes', 'write_text', 'write_json', 'write_jsonl', 'read_text',
-           'read_json', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'check_model_folder', 'digest', 'seed_of',
-           'seed_all']
+           'read_json', 'first_line', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'check_model_folder', 'digest',
+           'seed_of', 'seed_all']
 
 # %% ../nbs/lib/00_core.ipynb #cbe31b0e
 import hashlib
@@ -86,9 +86,10 @@ def write_jsonl(path: str | Path, rows: Iterable) -> Path:
 def read_text(path: str | Path) -> str:
     "The text of a UTF-8 file; `UserError` when it is missing, a folder, unreadable or not UTF-8."
     path = Path(path)
-    if not path.exists(): raise UserError(f"{path}: there is no such file")
-    if path.is_dir(): raise UserError(f"{path}: a folder, where a file was expected")
-    try: return path.read_text(encoding="utf-8-sig")
+    try:
+        if not path.exists(): raise UserError(f"{path}: there is no such file")
+        if path.is_dir(): raise UserError(f"{path}: a folder, where a file was expected")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: not UTF-8 (byte {e.start}: {e.object[e.start]:#04x}); save it as UTF-8") from e
     except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from e
@@ -97,6 +98,11 @@ def read_json(path: str | Path):
     "The JSON value in a file; `UserError` names the line that is no JSON."
     try: return json.loads(read_text(path))
     except json.JSONDecodeError as e: raise UserError(f"{path}, line {e.lineno}: not JSON ({e.msg})") from e
+    except (ValueError, RecursionError) as e: raise UserError(f"{path}: JSON that cannot be read here ({first_line(e)})") from e
+
+def first_line(e: Exception) -> str:
+    "The first line of what an exception says; its type where it says nothing."
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 def iter_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
     "(line number, object) of each line with text in a JSONL file; `UserError` names a line that is no JSON object."
@@ -105,6 +111,7 @@ def iter_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
         try: row = json.loads(line)
         except json.JSONDecodeError as e:
             raise UserError(f"{path}, line {n}: not a whole JSON object ({e.msg}): {line[:60]!r}") from e
+        except (ValueError, RecursionError) as e: raise UserError(f"{path}, line {n}: JSON that cannot be read here ({first_line(e)}): {line[:60]!r}") from e
         if not isinstance(row, dict): raise UserError(f"{path}, line {n}: expected a JSON object, found {line[:60]!r}")
         yield n, row
 

@@ -6,12 +6,11 @@
 __all__ = ['describe', 'rare_words', 'copying', 'cut_quotes']
 
 # %% ../nbs/lib/04_descriptions.ipynb #4edf44e6
-import re
 from collections import Counter
 
 from .core import seed_of
 from .models import Model, Sampling, generate
-from .poems import Poem, words
+from .poems import WORD, Poem, words
 from .renderers import Renderer
 
 # %% ../nbs/lib/04_descriptions.ipynb #ed4140b2
@@ -23,13 +22,14 @@ def describe(
     sampling: Sampling | None = None,
     seed: int = 0,
     round: int = 0,  # a part of the seed
-    tokens_per_batch: int = 32768,
-    progress: str = "",
+    tokens_per_batch: int = 32768,  # budget of tokens held in the cache
+    progress: str = "",  # a label shows a bar
+    rare: set[str] | None = None,  # from `rare_words` of all poems of the run (default: of these poems)
 ) -> list[dict]:  # n rows a poem: poem id, candidate number, description, how it ended, what it copies
     "Sample n candidate descriptions of each poem, with what each copies from it."
     said = generate(model, [renderer.describe(p) for p in poems], renderer.end, n, sampling, [seed_of(seed, "describe", round, p.id) for p in poems],
                     tokens_per_batch, progress)
-    rare = rare_words(poems)
+    rare = rare_words(poems) if rare is None else rare
     rows = []
     for poem, completions in zip(poems, said):
         for i, completion in enumerate(completions):
@@ -78,7 +78,7 @@ def cut_quotes(
     n: int = 3,  # words in a row from which it is a quotation
 ) -> str:  # the description itself when it quotes nothing
     "The description with each run of n or more of the poem's words replaced by an ellipsis."
-    found = list(re.finditer(r"[^\W_]+(?:['’][^\W_]+)*", description))
+    found = list(WORD.finditer(description))
     said = [w for m in found for w in words(m[0])[:1]]
     if len(said) != len(found): return description
     poems_own = _ngrams(words(poem.content), n) | _ngrams(words(poem.title), n)

@@ -131,6 +131,7 @@ def results_table(
         rows.append({"run": run.name, **{k: said[k] for k in ("arm", "score", "learn")}, "K of N": f"{said['top_k']} of {said['num_candidates']}", "held out": int(last["poems"]),
                      "gain over none": f"{first['gain']:.3f} → {last['gain']:.3f}", "gain over another's": f"{first['gain_over_other']:.3f} → {last['gain_over_other']:.3f}",
                      "its change": span(last, "change_gain_over_other"), "guard changed": f"{selected['guard_changed'].mean():.1%}"})
+    if not rows: raise UserError(f"{folder}: no run with metrics in it")
     return pd.DataFrame(rows).set_index("run")
 
 def gain_curves(run: Run):
@@ -221,7 +222,7 @@ def load_round(
     name: str = "ledger",  # candidates, scored, ledger, winners, held_out or written
 ) -> list[dict]:  # empty where the stage has not run
     "The rows that a stage wrote in a round."
-    path = run.round(round) / f"{name}.jsonl"
+    path = run.round(round, make=False) / f"{name}.jsonl"
     return read_jsonl(path) if path.exists() else []
 
 def run_poems(run: Run) -> dict[str, Poem]:

@@ -58,9 +58,12 @@ def _runs(args):
         if len(differences): print(f"\nHeld-out gain over another poem's description, paired by poem, 95 %\n{differences.round(4).to_string()}")
         return
     if args.names: raise UserError(f"runs: found {args.names[0]!r}; did you mean `runs compare`?")
-    from poetry_iter.runner import unfinished
+    from poetry_iter.runner import broken, unfinished
 
     for run in list_runs():
+        if why := broken(run):
+            print(f"{run.name:<32} cannot be read: {why}")
+            continue
         state = "unfinished" if unfinished(run) else "complete"
         print(f"{run.name:<32} {run.config['experiment']:<10} {state:<11} {len(run.checkpoints())} checkpoints")
 
@@ -83,8 +86,8 @@ def _check(args):
 def _models(args):
     from poetry_iter.health import model_table
 
-    if args.vram is not None and args.vram <= 0: raise UserError(f"models: --vram is in GiB, more than 0, found {args.vram:g}")
-    if args.tokens < 1: raise UserError(f"models: --tokens is 1 or more, found {args.tokens}")
+    if args.vram is not None and not 0 < args.vram < 1e6: raise UserError(f"models: --vram is in GiB, more than 0, found {args.vram:g}")
+    if not 1 <= args.tokens < 10**9: raise UserError(f"models: --tokens is 1 or more, found {args.tokens}")
     print(_table(model_table(args.vram, args.tokens)))
     print(f"\nGiB, estimated, with {args.tokens} tokens held at once (in the cache, or in a batch of training)" + (f"; fits: in {args.vram:g} GiB" if args.vram else ""))
 
@@ -92,32 +95,34 @@ def _models(args):
 def _poems_check(args):
     from poetry_iter.poems import families, load_poems
 
+    if args.max_tokens < 1 or args.description_tokens < 1: raise UserError("poems check: --max-tokens and --description-tokens are 1 or more")
     poems, dropped = load_poems(args.file, strict=False)
-    if args.model or args.max_tokens:
-        poems, long = _fit(poems, args.model or "data/model", args.renderer, args.max_tokens or 6144)
-        dropped += long
+    poems, long, most = _fit(poems, args.model, args.renderer, args.max_tokens, args.description_tokens)
+    dropped += long
     for d in dropped: print(f"dropped  {d.where}: {d.title or '(no title)'}: {d.reason}")
     groups = {}
     for p, f in zip(poems, families(poems)): groups.setdefault(f, []).append(p.title)
     for titles in groups.values():
         if len(titles) > 1: print(f"alike    {' | '.join(titles)}")
-    print(f"{len(poems)} kept in {len(groups)} families of near-duplicates, {len(dropped)} dropped")
+    print(f"{len(poems)} kept in {len(groups)} families of near-duplicates, {len(dropped)} dropped; a sequence of {args.model} has at most {most} tokens")
     if not poems: raise UserError(f"{args.file}: no poem in it can be used")
 
-def _fit(poems, model, renderer, max_tokens):
-    "The poems whose rendered sequence fits; only the model's tokenizer is loaded."
-    from transformers import AutoTokenizer
+def _fit(poems, model, renderer, max_tokens, description_tokens):
+    "The poems that the loop would keep, those too long for it, and its limit; only the model's tokenizer is loaded."
+    from transformers import AutoConfig, AutoTokenizer
 
-    from poetry_iter.core import root
+    from poetry_iter.core import first_line, root
+    from poetry_iter.models import context_length
     from poetry_iter.poems import fit
     from poetry_iter.renderers import get_renderer
     from poetry_iter.stages import check_model
 
     check_model(model)
-    try: tokenizer = AutoTokenizer.from_pretrained(str(root() / model) if (root() / model).is_dir() else model)
-    except (OSError, ValueError) as e: raise UserError(f"model {model}: its tokenizer cannot be loaded: {str(e).strip().splitlines()[0]}") from e
-    r = get_renderer(renderer, tokenizer)
-    return fit(poems, lambda p: max(len(r.describe(p)), len(r.example("", p.title, p.content))), max_tokens)
+    name = str(root() / model) if (root() / model).is_dir() else model
+    try: tokenizer, config = AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
+    except Exception as e: raise UserError(f"model {model}: its tokenizer cannot be loaded: {first_line(e)}") from e
+    r, most = get_renderer(renderer, tokenizer), min(max_tokens, context_length(config))
+    return *fit(poems, lambda p: r.longest(p, description_tokens), most), most
 
 def _poems_fetch(args):
     from poetry_iter.poems import fetch_poems
@@ -173,8 +178,9 @@ def parser() -> argparse.ArgumentParser:
     p = poems.add_parser("check", help="what would be kept and dropped, why, and which are near-duplicates")
     p.set_defaults(function=_poems_check)
     p.add_argument("file", metavar="FILE", help=".jsonl, .json or .txt, or a folder of them")
-    p.add_argument("--max-tokens", type=int, metavar="N", help="drop a poem whose rendered sequence is longer (default with --model: 6144)")
-    p.add_argument("--model", help="whose tokenizer counts (default with --max-tokens: data/model)")
+    p.add_argument("--max-tokens", type=int, default=6144, metavar="N", help="drop a poem whose rendered sequence is longer (default: %(default)s, or the model's context)")
+    p.add_argument("--description-tokens", type=int, default=160, metavar="N", help="room for its description (default: %(default)s)")
+    p.add_argument("--model", default="data/model", help="whose tokenizer and context count (default: %(default)s)")
     p.add_argument("--renderer", default="chat", help="that renders the sequence (default: %(default)s)")
     p = poems.add_parser("fetch", help="public-domain poems from the internet: PoetryDB by author, Project Gutenberg by the number of a book")
     p.set_defaults(function=_poems_fetch)
@@ -216,6 +222,7 @@ def main(
     except KeyboardInterrupt as e: return _say(str(e) or "interrupted", 130)
     except BrokenPipeError: return _silence(0)  # nobody reads
     except OSError as e:
+        if e.filename and e.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES): return _say(f"{str(e.filename)[:200]}: {e.strerror}", 2)
         if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT): raise
         return _silence(_say(f"cannot write {e.filename or 'to standard output'}: {e.strerror}", 2))
     finally: signal.signal(signal.SIGTERM, terminate)

@@ -201,9 +201,14 @@ class Chat(Renderer):
         "The prompt for any conversation."
         pieces = self._pieces([(m["role"], i) for i, m in enumerate(messages)], thinking=thinking)
         tokens = self.tokenizer.encode(pieces[0], add_special_tokens=False)
+        if not thinking and self._opens(pieces[-1]): pieces[-1] += "\n</think>\n\n"
         for m, piece in zip(messages, pieces[1:]):
             tokens += self.encode(m["content"].strip()) + self.tokenizer.encode(piece, add_special_tokens=False)
         return tokens
+
+    def _opens(self, head: str) -> bool:
+        "Does the answer's head begin the thoughts, as the templates of models that always think do?"
+        return "<think>" in head.rpartition("</think>")[2]
 
     def chat_example(
         self,
@@ -229,13 +234,22 @@ class Thinking(Chat):
 
     name, keep = "thinking", False
 
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.opened = self._opens(self._pieces([("user", 0)], thinking=True)[-1])  # the prompt itself begins the thoughts
+
     def describe(self, poem): return self.chat(self._describe_messages(poem), thinking=True)
+
+    def parse_description(self, completion):
+        if self.opened and "</think>" not in completion.text: return Parsed(None, "unclosed_think", completion.text.strip())
+        return super().parse_description(completion)
 
     def describe_example(self, poem, description, thinking=""):
         thoughts = f"\n{thinking.strip()}\n" if self.keep and thinking.strip() else "\n\n"
         inner = lambda text: self.tokenizer.encode(text, add_special_tokens=False)
+        if self.opened: thoughts = thoughts.removeprefix("\n")  # it stands in the prompt
         middle = self.encode(thoughts) if thoughts.strip() else inner(thoughts)
-        return self._example([*self.describe(poem), *inner("<think>"), *middle, *inner("</think>"), *inner("\n\n")], description.strip())
+        return self._example([*self.describe(poem), *([] if self.opened else inner("<think>")), *middle, *inner("</think>"), *inner("\n\n")], description.strip())
 
 class ThinkingKeep(Thinking):
     "As `thinking`, with the thoughts kept in the describing example, masked."

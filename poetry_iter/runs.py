@@ -66,12 +66,20 @@ class Run:
     @property
     def config(self) -> dict:
         "What `config.json` holds; empty where there is none."
-        return read_json(self.path / "config.json") if (self.path / "config.json").exists() else {}
+        if not (path := self.path / "config.json").exists(): return {}
+        found = read_json(path)
+        if not (isinstance(found, dict) and all(isinstance(found.get(k), kind) for k, kind in (("experiment", str), ("parameters", dict)))):
+            raise UserError(f"{path}: expected an object with `experiment` and `parameters`, found {dumps(found)[:60]}")
+        return found
 
-    def round(self, n: int) -> Path:  # the first is 1
-        "The folder of a round, made."
+    def round(
+        self,
+        n: int,  # the first is 1
+        make: bool = True,  # False: only to look what is there
+    ) -> Path:
+        "The folder of a round."
         path = self.path / f"round_{n:03d}"
-        path.mkdir(exist_ok=True)
+        if make: path.mkdir(exist_ok=True)
         return path
 
     def log(
@@ -112,9 +120,13 @@ def open_run(run_dir: str | Path) -> Run:
 def _rows(path: Path) -> list[dict]:
     "The whole rows of a file that only grows; a last line that was cut off by a kill does not count."
     if not path.exists(): return []
-    lines = read_text(path).split("\n")[:-1]
-    try: return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as e: raise UserError(f"{path}: a line is no JSON: {e.doc[:60]!r}") from e
+    rows, lines = [], read_text(path).split("\n")[:-1]
+    for n, line in enumerate(lines, 1):
+        try: row = json.loads(line)
+        except (ValueError, RecursionError): row = None
+        if not isinstance(row, dict): raise UserError(f"{path}, line {n}: expected a JSON object, found {line[:60]!r}")
+        rows.append(row)
+    return rows
 
 def _put(path: Path, rows: list[dict], key: tuple[str, ...]) -> None:
     "Append rows, or put them in the place of those with the same key, whole or not at all."
@@ -144,6 +156,7 @@ def git_state() -> dict:  # {"commit": hash or None, "dirty": bool or None}
 def poems_hash(path: str | Path) -> str:
     "A hash of a poem file, or of the files in a folder of them."
     path = root() / path
+    if not path.exists(): raise UserError(f"{path}: there is no such file; relative paths start at the root of the project")
     files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
     return digest([digest(f.read_bytes()) for f in files])
 
@@ -177,7 +190,7 @@ def drift(
     config: dict,  # of a run that goes on
 ) -> list[str]:  # as "torch 2.12.0 (now 2.13.0)"
     "What has changed under a run since it began: versions and commit. It may go on, but not to the same bytes."
-    old = {**config.get("versions", {}), "commit": (config.get("git", {}).get("commit") or "")[:8]}
+    old = {**(config.get("versions") or {}), "commit": ((config.get("git") or {}).get("commit") or "")[:8]}
     new = {**versions(), "commit": (git_state()["commit"] or "")[:8]}
     return [f"{k} {old.get(k) or 'none'} (now {new.get(k) or 'none'})" for k in {**old, **new} if old.get(k) != new.get(k)]
 
@@ -208,8 +221,9 @@ def compare(
     columns = {}
     for run in runs:
         config = run.config
-        facts = {"experiment": config.get("experiment"), **config.get("parameters", {}), "commit": (config.get("git", {}).get("commit") or "")[:8]}
-        last = {f"{r['stage']}/{r['name']}": r["value"] for r in _rows(run.path / "metrics.jsonl") if not isinstance(r["value"], list | dict)}
+        if not config: raise UserError(f"run {run.name}: no config.json in it; `poetry-iter runs` lists the runs")
+        facts = {"experiment": config.get("experiment"), **config.get("parameters", {}), "commit": ((config.get("git") or {}).get("commit") or "")[:8]}
+        last = {f"{r['stage']}/{r['name']}": r["value"] for r in _rows(run.path / "metrics.jsonl") if "name" in r and not isinstance(r["value"], list | dict)}
         columns[run.name] = {("parameter", k): v for k, v in facts.items()} | {("metric", k): v for k, v in last.items()}
     keys = list(dict.fromkeys(k for column in columns.values() for k in column))
     differ = [k for k in keys if k[0] == "metric" or len({dumps(c.get(k)) for c in columns.values()}) > 1]

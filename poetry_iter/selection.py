@@ -63,7 +63,7 @@ def select(
             if row["ended"] != "complete": verdicts[i] = (row["ended"], f"its answer ended {row['ended']}")
             elif text in seen: verdicts[i] = ("duplicate", "the same as another candidate")
             elif reason := guard.reason(row): verdicts[i] = ("refused", reason)
-            seen.add(text)
+            if row["ended"] == "complete": seen.add(text)
         ranked = sorted((i for i, r in enumerate(candidates) if r["loss"] is not None), key=lambda i: RANKINGS[score](candidates[i]))
         free = [i for i in ranked if i not in verdicts]
         if arm == "random": free.sort(key=lambda i: seed_of(seed, "select", poem, candidates[i].get("round", 0), candidates[i]["candidate"]))

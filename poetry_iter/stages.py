@@ -133,7 +133,7 @@ def read_profile(
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         raise UserError(f"profile {name!r}: neither a file nor a profile of {experiment.folder}{suggest(name, known)}; there are: {', '.join(known) or 'none'}")
     try: found = yaml.safe_load(read_text(path)) or {}
-    except yaml.YAMLError as e: raise UserError(f"{path}: not yaml: {' '.join(str(e).split())}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e: raise UserError(f"{path}: not yaml that can be read: {' '.join(str(e).split())[:200]}") from e
     if not isinstance(found, dict): raise UserError(f"{path}: expected lines of `name: value`, found {str(found)[:40]!r}")
     return {str(k): v for k, v in found.items()}
 
@@ -155,13 +155,13 @@ def cast(
     kind, found = type(default), value
     if text and kind is not str:
         try: value = yaml.safe_load(value)
-        except yaml.YAMLError: pass
+        except (yaml.YAMLError, ValueError, RecursionError): pass
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try: value = float(value)
-        except ValueError: pass
+        except (ValueError, OverflowError): pass
     fits = default is None or type(value) is kind or (kind is tuple and isinstance(value, list))
     if fits and kind is list and default: fits = all(type(v) is type(default[0]) for v in value)
-    if not fits: raise UserError(f"parameter {name}: expected {_kind(default)}, found {found!r}")
+    if not fits: raise UserError(f"parameter {name}: expected {_kind(default)}, found {repr(found)[:60]}")
     if isinstance(value, float) and not math.isfinite(value): raise UserError(f"parameter {name}: expected a finite number, found {found}")
     return value
 
@@ -225,17 +225,24 @@ def check_parameters(
     engine, four = parameters.get("engine"), parameters.get("load_in_4bit")
     if four and engine != "unsloth": raise UserError(f"parameter load_in_4bit: expected engine unsloth with it, found {engine}")
     if engine == "unsloth" and importlib.util.find_spec("unsloth") is None: raise UserError("parameter engine: unsloth is not installed; `poetry-iter check` says what there is")
-    if isinstance(parameters.get("poems"), str): check_poems(parameters["poems"])
-    if parameters.get("model"): check_model(parameters["model"])
+    batch, micro = parameters.get("train_batch_size"), parameters.get("micro_batch_size")
+    if batch and micro and batch > micro and batch % micro: raise UserError(f"parameter micro_batch_size: expected a divisor of train_batch_size ({batch}), found {micro}")
+    if isinstance(parameters.get("poems"), str): check_poems(parameters["poems"], parameters.get("only") or "")
+    if "model" in parameters: check_model(parameters["model"])
 
-def check_poems(path: str) -> None:
-    "Raise `UserError` unless poems can be loaded from it; relative paths start at the root."
-    from poetry_iter.poems import load_poems
+def check_poems(
+    path: str,  # relative ones start at the root of the project
+    only: str = "",  # as for `take`
+) -> None:
+    "Raise `UserError` unless poems can be loaded from a file, and those that are asked for are in it."
+    from poetry_iter.poems import load_poems, take
 
-    load_poems(root() / path if (root() / path).exists() else path)
+    if not (root() / path).exists(): raise UserError(f"{path}: there is no such file; relative paths start at the root of the project")
+    take(load_poems(root() / path)[0], only and str(root() / only))
 
 def check_model(name: str) -> None:
     "Raise `UserError` for a folder that is no whole model; a name on the hub passes."
+    if not name: raise UserError("parameter model: expected a folder or a name on the hub, found nothing")
     path = root() / name
     if not path.is_dir():
         if path.is_file(): raise UserError(f"model {name}: a file, where a folder or a name on the hub was expected")

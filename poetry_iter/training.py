@@ -10,10 +10,10 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .core import UserError, digest, seed_all, write_json
+from .core import UserError, digest, read_json, seed_all, write_json
 from .models import Model, model_hash
 from .poems import Poem
 from .renderers import Example, Renderer
@@ -38,6 +38,8 @@ class Training:
     def __post_init__(self):
         if self.learning_rate <= 0 or self.learning_rate_end < 0: raise UserError(f"learning rates are over 0, found {self.learning_rate} → {self.learning_rate_end}")
         if self.batch_size < 1 or self.micro_batch_size < 1: raise UserError(f"batch sizes are 1 or more, found {self.batch_size} and {self.micro_batch_size}")
+        if self.batch_size > self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise UserError(f"a batch of {self.batch_size} examples cannot be made of micro-batches of {self.micro_batch_size}: one must divide the other")
         if self.lora_rank < 1: raise UserError(f"lora_rank is 1 or more, found {self.lora_rank}")
 
     def steps(self, examples: int) -> int:
@@ -71,7 +73,7 @@ def training_examples(
 # %% ../nbs/lib/07_training.ipynb #bcfdb503
 def planned_steps(
     poems: int,  # poems of an iteration
-    top_k: int,  # winners a poem
+    winners: int,  # of a poem, at the most
     iterations: int,
     chunks: int = 1,  # rounds of an iteration
     batch_size: int = 64,
@@ -79,7 +81,7 @@ def planned_steps(
     accumulate: bool = False,  # each round trains on all rounds so far
 ) -> int:
     "Optimizer steps of a whole run, for the schedule."
-    sizes = [len(range(c, poems, chunks)) * top_k * tasks for _ in range(iterations) for c in range(chunks)]
+    sizes = [len(range(c, poems, chunks)) * winners * tasks for _ in range(iterations) for c in range(chunks)]
     return sum(math.ceil(n / batch_size) for n in (itertools.accumulate(sizes) if accumulate else sizes))
 
 def checkpoint_before(
@@ -144,30 +146,42 @@ def train(
     names: list[str] | None = None,  # of the examples
     **facts,  # more to keep in the checkpoint's made_with.json
 ) -> dict:  # the proof, the losses and learning rates by step, and where the schedule stands
-    "Train the adapter on the examples for one pass, and leave a checkpoint; goes on from where a killed call stopped."
+    "Train the adapter on the examples for one pass, and leave a checkpoint; a killed call goes on from where it stopped, a whole one is not made again."
     settings, out = settings or Training(), Path(out)
+    work = out.with_name(out.name + ".work")
     examples, proof = prove(examples, renderer, min(settings.max_tokens, model.context_length), names)
-    add_adapter(model, settings)
-    trainer, work = _trainer(model, examples, settings, total_steps or settings.steps(len(examples)), previous, out)
+    total_steps = total_steps or settings.steps(len(examples))
+    made = {"base": model.name, "base_hash": model_hash(model.name), "renderer": renderer.name, "rows_hash": digest([e.tokens for e in examples]), **facts}
     weights = lambda: digest(b"".join(p.detach().float().cpu().numpy().tobytes() for p in model.model.parameters() if p.requires_grad))
-    start, saved = weights(), sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    saved = [p for p in saved if (p / "trainer_state.json").exists()]
-    model.model.train()
-    trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
+    add_adapter(model, settings)
+    start = weights()
+    made["call"] = digest([made, asdict(settings), total_steps, [e.mask for e in examples], start,
+                           _said(Path(previous) / "made_with.json").get("call") if previous else None])  # all that decides what comes out
+    if _said(out / "made_with.json").get("call") == made["call"]: model.model.load_adapter(str(out), "default", is_trainable=True)
+    else:
+        if _said(work / "call.json").get("call") != made["call"]: shutil.rmtree(work, ignore_errors=True)  # what another call left behind
+        write_json(work / "call.json", {"call": made["call"]})
+        trainer = _trainer(model, examples, settings, total_steps, previous, work)
+        saved = [p for p in sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])) if _said(p / "trainer_state.json")]
+        model.model.train()
+        trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
+        if weights() == start and not saved: raise RuntimeError("training changed no weight of the adapter")
+        last = work / f"checkpoint-{trainer.state.global_step}"
+        write_json(last / "made_with.json", {**made, "step": trainer.lr_scheduler.last_epoch})
+        if out.exists(): shutil.rmtree(out)
+        last.rename(out)
+        shutil.rmtree(work)
     model.model.eval()
-    if weights() == start and not saved: raise RuntimeError("training changed no weight of the adapter")
-    last = work / f"checkpoint-{trainer.state.global_step}"
-    history = [h for h in trainer.state.log_history if "loss" in h]
-    step = trainer.lr_scheduler.last_epoch
-    rows_hash = digest([e.tokens for e in examples])
-    write_json(last / "made_with.json", {"base": model.name, "base_hash": model_hash(model.name), "renderer": renderer.name, "step": step,
-                                         "rows_hash": rows_hash, **facts})
-    if out.exists(): shutil.rmtree(out)
-    last.rename(out)
-    shutil.rmtree(work)
-    return {**proof, "losses": [h["loss"] for h in history], "learning_rates": [h["learning_rate"] for h in history], "step": step, "rows_hash": rows_hash}
+    history = [h for h in read_json(out / "trainer_state.json")["log_history"] if "loss" in h]
+    return {**proof, "losses": [h["loss"] for h in history], "learning_rates": [h["learning_rate"] for h in history],
+            "step": read_json(out / "made_with.json")["step"], "rows_hash": made["rows_hash"]}
 
-def _trainer(model, examples, settings, total_steps, previous, out):
+def _said(path: Path) -> dict:
+    "What a JSON file holds; empty where there is none, or a half-written one."
+    try: return read_json(path)
+    except UserError: return {}
+
+def _trainer(model, examples, settings, total_steps, previous, work):
     "The trainer, with the optimizer and the schedule of the round before."
     if model.engine == "unsloth": import unsloth  # noqa: F401  before trl, which it patches
     import torch
@@ -175,11 +189,11 @@ def _trainer(model, examples, settings, total_steps, previous, out):
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    work, cuda = out.with_name(out.name + ".work"), model.device.type == "cuda"
+    cuda = model.device.type == "cuda"
     micro = min(settings.micro_batch_size, settings.batch_size)
     steps = settings.steps(len(examples))
     args = SFTConfig(
-        output_dir=str(work), num_train_epochs=1, per_device_train_batch_size=micro, gradient_accumulation_steps=math.ceil(settings.batch_size / micro),
+        output_dir=str(work), num_train_epochs=1, per_device_train_batch_size=micro, gradient_accumulation_steps=settings.batch_size // micro,
         bf16=cuda, use_cpu=model.device.type == "cpu", gradient_checkpointing=settings.gradient_checkpointing and model.engine != "unsloth",
         max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, save_steps=max(1, math.ceil(steps / max(1, settings.saves))),
         max_grad_norm=1.0, seed=settings.seed % 2**31, data_seed=settings.seed % 2**31, report_to="none", dataloader_pin_memory=cuda, disable_tqdm=not cuda)
@@ -192,7 +206,7 @@ def _trainer(model, examples, settings, total_steps, previous, out):
     trainer = SFTTrainer(model=model.model, args=args, train_dataset=Dataset.from_list(rows), processing_class=model.tokenizer, optimizers=(optimizer, schedule))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_save_last())
-    return trainer, work
+    return trainer
 
 def _save_last():
     "A callback that saves at the last step, whatever the rhythm of the saves is."

@@ -30,6 +30,13 @@ POEM_FILES = {  # name: (content, what the sentence says)
     "wrong.csv": ("title,content\n", "poems are .jsonl, .json or .txt files, found '.csv'"),
     "html.jsonl": (row(content="a<br>b"), "HTML"),
     "object.json": ("[1]", "row 1: expected an object"),
+    "not-a-number.jsonl": (row()[:-2] + ', "score": NaN}', "line 1: `score` holds what is no JSON"),
+    "surrogate.jsonl": (row(content="a \ud800 b"), "line 1: `content` holds what is no JSON"),
+    "surrogate-extra.jsonl": (row()[:-2] + ', "note": "\\ud83d"}', "line 1: `note` holds what is no JSON"),
+    "zero-width.jsonl": (row(title="\u200b"), "line 1: `title` is empty"),
+    "no-words.jsonl": (row(content="\U0001f339\U0001f339"), "line 1: `content` has no word in it"),
+    "huge.jsonl": (row()[:-2] + ', "n": ' + "9" * 5000 + "}", "line 1: JSON that cannot be read here"),
+    "deep.json": ("[" * 100_000, "JSON that cannot be read here"),
 }
 SETTINGS = {  # what is given: what the sentence says
     "num_candidates=0": "num_candidates: expected 1 or more, found 0",
@@ -69,6 +76,19 @@ SETTINGS = {  # what is given: what the sentence says
     "model=nowhere": "model nowhere: there is no such folder",
     "model=nbs": "the folder has no config",
     "model=settings.ini": "model settings.ini: a file",
+    "model=": "model: expected a folder or a name on the hub, found nothing",
+    "poems=../data/tiny_poems.jsonl": "relative paths start at the root of the project",
+    f"poems={'a' * 300}.jsonl": "File name too long",
+    "only=nowhere.json": "nowhere.json: there is no such file",
+    "only=data/tiny_poems.jsonl": "not JSON",
+    "only=data/model/heldout.json#nowhere": "no list 'nowhere' in it",
+    "only=data/model/config.json": "expected a list of poem ids",
+    "only=data/model/heldout.json#loop": "it names none of the 67 poems",
+    "micro_batch_size=6": "micro_batch_size: expected a divisor of train_batch_size (8), found 6",
+    "seed=2024-13-45": "seed: expected a whole number, found '2024-13-45'",
+    f"seed={'9' * 5000}": "seed: expected a whole number",
+    f"temperature=1{'0' * 400}": "temperature: expected a",
+    f"limit={'[' * 3000}": "limit: expected a whole number",
 }
 
 
@@ -111,16 +131,24 @@ def test_a_wrong_experiment_profile_or_run(refused, tmp_path_factory):
         ("- a\n- b\n", "expected lines of"),
         ("tok_k: 1\n", "(did you mean top_k?)"),
         ("top_k: two\n", "top_k: expected a whole number, found 'two'"),
+        ("seed: 2024-13-45\n", "not yaml that can be read: month must be in 1..12"),
+        ("a: " + "[" * 3000, "not yaml that can be read"),
     ):
         (folder / "mine.yaml").write_text(content)
         assert expected in refused("run", "loop", "--profile", folder / "mine.yaml")
     for name in ("../up", "a/b", "", "-p", "a b"):
-        assert "expected a name of letters" in refused("run", "loop", f"--run={name}")
+        assert "expected a name of at most 100 letters" in refused("run", "loop", f"--run={name}")
+    assert "at most 100 letters" in refused("run", "loop", "--run", "a" * 300)
+    assert "choose another --run" in refused("run", "loop", "--run", "reference")
+    assert "neither a file nor a profile" in refused("run", "loop", "--profile", "")
     assert "there is none to resume" in refused("run", "loop", "--resume", "--run", "nowhere")
     assert "no unfinished run" in refused("run", "loop", "--resume")
     assert "there is no folder outputs/nowhere" in refused("runs", "compare", "nowhere", "nowhere-2")
     assert "more than 0, found -1" in refused("models", "--vram", "-1")
     assert "no such file" in refused("poems", "check", "nowhere.jsonl")
+    assert "are 1 or more" in refused("poems", "check", "data/tiny_poems.jsonl", "--max-tokens", "0")
+    assert "more than 0, found nan" in refused("models", "--vram", "nan")
+    assert "nothing was written" in refused("poems", "fetch", "Keats", "--out", "keats.jsonl", "--base-url", "nonsense")
     assert "ends in .jsonl" in refused("poems", "fetch", "Keats", "--out", "keats.txt")
 
 
@@ -168,6 +196,53 @@ def test_a_checkpoint_of_another_renderer_or_base(tmp_path, monkeypatch):
         check_adapter(tmp_path, "Qwen/Qwen3-8B", "chat")
 
 
+def test_a_model_folder_with_a_part_of_its_weights(tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+
+    from poetry_iter.models import load_model
+
+    monkeypatch.chdir(HOUSE)
+    model = tmp_path / "model"
+    shutil.copytree(HOUSE / "data/model", model)
+    weights = load_file(model / "model.safetensors")
+    whole = (model / "model.safetensors").read_bytes()
+    save_file({k: v for k, v in weights.items() if ".layers.2." not in k}, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="of its weights are missing, as model.layers.2"):
+        load_model(model)
+    (model / "model.safetensors").write_bytes(whole)
+    (model / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="the folder cannot be loaded"):
+        load_model(model)
+
+
+def test_poems_check_says_what_the_loop_would_keep(house, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(house.path)
+    rows = [row("Short"), row("Long", "\n".join(f"the {n} of {n}" for n in range(800))), row("\x1b[31mRed\nred\ud83d", "a \ud800")]
+    (tmp_path / "poems.jsonl").write_text("".join(rows))
+    assert main(["poems", "check", str(tmp_path / "poems.jsonl")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "over max_tokens 2048" in said[1] and "Long" in said[1] and "\x1b" not in said[0] and "Red red" in said[0].replace("[31m", "")
+    assert said[-1].startswith("1 kept in 1 families of near-duplicates, 2 dropped") and "2048 tokens" in said[-1]
+
+
+def test_a_broken_run_does_not_hide_the_others(tiny):
+    assert tiny.cli("run", "tiny", "--run", "a", "-p", "rounds=1").returncode == 0
+    config = (tiny.run("a") / "config.json").read_text()
+    for n, content in enumerate((config[:40], "", "[]", "null", "{}", '{"experiment": "tiny"}')):
+        folder = tiny.path / f"outputs/broken{n}"
+        folder.mkdir()
+        (folder / "config.json").write_text(content)
+        done = tiny.cli("run", "tiny", "--run", folder.name)
+        assert done.returncode == 2 and "config.json" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert (folder / "config.json").read_text() == content
+    listed = tiny.cli("runs").stdout
+    assert listed.count("cannot be read") == 6 and "complete" in listed
+    assert "no unfinished run" in tiny.cli("run", "tiny", "--resume").stderr
+    (tiny.run("a") / "metrics.jsonl").write_text("[1]\n")
+    done = tiny.cli("runs", "compare", "a", "a")
+    assert done.returncode == 2 and "metrics.jsonl, line 1: expected a JSON object" in done.stderr
+
+
 def run_loop(house, name, poems, *settings):
     path = house.path / "poems.jsonl"
     path.write_text("".join(poems))
@@ -179,7 +254,7 @@ def test_poems_longer_than_the_context(house):
     long = [row(f"Long {i}", "\n".join(f"line {n} of poem {i} goes on and on" for n in range(2000))) for i in range(3)]
     done = run_loop(house, "long", long)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "poems.jsonl: " in done.stderr.splitlines()[-1] and "usable poem" in done.stderr
+    assert "poems.jsonl: " in done.stderr.splitlines()[-1] and "0 of 3 poems can be used (3 are longer than max_tokens)" in done.stderr
     assert not (house.run("long") / "poems.jsonl").exists()
 
 
