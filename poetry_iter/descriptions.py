@@ -19,8 +19,8 @@ def describe(
     renderer: Renderer,
     poems: list[Poem],
     n: int = 4,  # candidates a poem
-    sampling: Sampling | None = None,
-    seed: int = 0,
+    sampling: Sampling | None = None,  # default: `Sampling()`
+    seed: int = 0,  # with round and poem, of each candidate
     round: int = 0,  # a part of the seed
     tokens_per_batch: int = 32768,  # budget of tokens held in the cache
     progress: str = "",  # a label shows a bar

@@ -32,7 +32,9 @@ class Model:
     engine: str = "transformers"
 
     @property
-    def device(self) -> torch.device: return next(self.model.parameters()).device
+    def device(self) -> torch.device:
+        "Where its weights are."
+        return next(self.model.parameters()).device
 
     @property
     def context_length(self) -> int:
@@ -44,7 +46,12 @@ class Model:
         "The causal model itself, adapters inside."
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def renderer(self, name: str) -> Renderer: return get_renderer(name, self.tokenizer)
+    def renderer(
+        self,
+        name: str,  # base, chat, thinking or thinking-keep
+    ) -> Renderer:
+        "The renderer of that name, for its tokenizer."
+        return get_renderer(name, self.tokenizer)
 
     def __repr__(self):
         return f"Model({self.name}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters, {self.device}, {self.engine})"
@@ -62,7 +69,7 @@ def load_model(
     adapter: str | Path | None = None,  # a checkpoint of `train`, or another folder that PEFT saved
     renderer: str | None = None,  # with an adapter: the renderer that it must have been trained with
     engine: str = "transformers",  # or unsloth
-    device: str = "auto",
+    device: str = "auto",  # auto (the best that is here), cuda, cuda:N, mps or cpu
     dtype: str = "auto",  # auto: bfloat16 on CUDA, float32 elsewhere
     load_in_4bit: bool = False,  # QLoRA's base (Dettmers et al. 2023), with engine unsloth
     max_tokens: int = 6144,  # longest sequence, for engines that want to know
@@ -142,9 +149,9 @@ def _ends(path: Path, size: int = 2**20) -> str:
 
 # %% ../nbs/lib/03_models.ipynb #53b478fd
 def check_adapter(
-    path: str | Path,
-    base: str,
-    renderer: str | None = None,
+    path: str | Path,  # the adapter's folder
+    base: str,  # the base model that it is to be put on: a folder, or a name on the hub
+    renderer: str | None = None,  # name of the one that it is to be used with
 ) -> dict:  # what it was made with
     "Raise `UserError` when a folder is no adapter, or was made with another base or renderer."
     path = Path(path)
@@ -271,7 +278,7 @@ def generate(
     prompts: list[list[int]],
     end: int,  # the renderer's end token
     n: int = 1,  # samples a prompt
-    sampling: Sampling | None = None,
+    sampling: Sampling | None = None,  # default: `Sampling()`
     seeds: list[int] | None = None,  # one a prompt (default: its position)
     tokens_per_batch: int = 32768,  # budget of tokens held in the cache
     progress: str = "",  # a label shows a bar

@@ -97,18 +97,18 @@ def _poems_check(args):
 
     if args.max_tokens < 1 or args.description_tokens < 1: raise UserError("poems check: --max-tokens and --description-tokens are 1 or more")
     poems, dropped = load_poems(args.file, strict=False)
-    poems, long, most = _fit(poems, args.model, args.renderer, args.max_tokens, args.description_tokens)
+    poems, long = _fit(poems, args.model, args.renderer, args.max_tokens, args.description_tokens)
     dropped += long
     for d in dropped: print(f"dropped  {d.where}: {d.title or '(no title)'}: {d.reason}")
     groups = {}
     for p, f in zip(poems, families(poems)): groups.setdefault(f, []).append(p.title)
     for titles in groups.values():
         if len(titles) > 1: print(f"alike    {' | '.join(titles)}")
-    print(f"{len(poems)} kept in {len(groups)} families of near-duplicates, {len(dropped)} dropped; a sequence of {args.model} has at most {most} tokens")
+    print(f"{len(poems)} kept in {len(groups)} families of near-duplicates, {len(dropped)} dropped")
     if not poems: raise UserError(f"{args.file}: no poem in it can be used")
 
 def _fit(poems, model, renderer, max_tokens, description_tokens):
-    "The poems that the loop would keep, those too long for it, and its limit; only the model's tokenizer is loaded."
+    "The poems that the loop would keep, and those too long for it; only the model's tokenizer is loaded."
     from transformers import AutoConfig, AutoTokenizer
 
     from poetry_iter.core import first_line, root
@@ -122,7 +122,7 @@ def _fit(poems, model, renderer, max_tokens, description_tokens):
     try: tokenizer, config = AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
     except Exception as e: raise UserError(f"model {model}: its tokenizer cannot be loaded: {first_line(e)}") from e
     r, most = get_renderer(renderer, tokenizer), min(max_tokens, context_length(config))
-    return *fit(poems, lambda p: r.longest(p, description_tokens), most), most
+    return fit(poems, lambda p: r.longest(p, description_tokens), most)
 
 def _poems_fetch(args):
     from poetry_iter.poems import fetch_poems

@@ -34,15 +34,23 @@ class Poem:
     extra: dict = field(default_factory=dict, compare=False, repr=False)  # whatever else its row held
 
     @property
-    def id(self) -> str: return digest(" ".join(words(self.content)), 12)
+    def id(self) -> str:
+        "A hash of its words: one poem has one id, whatever its title, quotes and indentation."
+        return digest(" ".join(words(self.content)), 12)
 
     @property
-    def lines(self) -> list[str]: return [line for line in self.content.split("\n") if line.strip()]
+    def lines(self) -> list[str]:
+        "The lines that have text."
+        return [line for line in self.content.split("\n") if line.strip()]
 
     @property
-    def stanzas(self) -> list[list[str]]: return [s.split("\n") for s in re.split(r"\n\s*\n", self.content) if s.strip()]
+    def stanzas(self) -> list[list[str]]:
+        "The lines of each stanza."
+        return [s.split("\n") for s in re.split(r"\n\s*\n", self.content) if s.strip()]
 
-    def row(self) -> dict: return {**self.extra, "title": self.title, "content": self.content, "author": self.author}
+    def row(self) -> dict:
+        "The poem as a row of a poem file."
+        return {**self.extra, "title": self.title, "content": self.content, "author": self.author}
 
     def _repr_markdown_(self) -> str:
         body = "  \n".join(line or "&nbsp;" for line in self.content.split("\n"))
@@ -181,7 +189,7 @@ def families(
 def split(
     poems: list[Poem],
     held_out: float = 0.1,  # share of the families that are held out, at least one
-    seed: int = 0,
+    seed: int = 0,  # of the draw
 ) -> tuple[list[Poem], list[Poem]]:  # (training, held out), each in the given order
     "Split by family, so that no poem and no near-duplicate of it stands on both sides."
     if not 0 <= held_out < 1: raise UserError(f"held_out is a share in [0, 1), found {held_out}")
@@ -198,7 +206,7 @@ def round_poems(
     poems: list[Poem],
     round: int,  # the first is 1
     chunks: int = 1,  # rounds of an iteration
-    seed: int = 0,
+    seed: int = 0,  # of the order
 ) -> list[Poem]:
     "The poems of a round: shuffled anew each iteration, dealt to its rounds like cards."
     iteration, chunk = divmod(round - 1, chunks)

@@ -35,7 +35,9 @@ class Example:
     def __len__(self): return len(self.tokens)
 
     @property
-    def targets(self) -> list[int]: return [t for t, m in zip(self.tokens, self.mask) if m]
+    def targets(self) -> list[int]:
+        "The target tokens alone."
+        return [t for t, m in zip(self.tokens, self.mask) if m]
 
 @dataclass(frozen=True)
 class Completion:
@@ -54,7 +56,9 @@ class Parsed:
     thinking: str = ""
 
     @property
-    def ok(self) -> bool: return self.ended == "complete"
+    def ok(self) -> bool:
+        "Whether it ended complete."
+        return self.ended == "complete"
 
 # %% ../nbs/lib/02_renderers.ipynb #6a5fa3a5
 class Renderer:

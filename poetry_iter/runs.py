@@ -61,7 +61,9 @@ class Run:
         except OSError as e: raise UserError(f"run {self.path}: the folder cannot be made: {e.strerror}") from e
 
     @property
-    def name(self) -> str: return self.path.name
+    def name(self) -> str:
+        "The name of its folder."
+        return self.path.name
 
     @property
     def config(self) -> dict:

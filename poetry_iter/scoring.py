@@ -22,10 +22,10 @@ def score(
     renderer: Renderer,
     poems: list[Poem],
     candidates: list[dict],  # rows of `describe`
-    seed: int = 0,
-    tokens_per_batch: int = 8192,
+    seed: int = 0,  # of the draw of other poems
+    tokens_per_batch: int = 8192,  # budget of padded tokens
     batch_size: int | None = None,  # examples a batch at the most
-    progress: str = "",
+    progress: str = "",  # a label shows a bar
 ) -> list[dict]:  # the rows with their scores; None where there is nothing to score
     "Score each well-formed candidate; another poem's description is that of the same number of a poem drawn by seed."
     by_id = {p.id: p for p in poems}
@@ -79,9 +79,9 @@ def _scores(plan, losses, jobs, poem) -> dict:
 # %% ../nbs/lib/05_scoring.ipynb #52b2c89c
 def bootstrap(
     values: list[float | None],  # one a poem; None is left out
-    seed: int = 0,
-    draws: int = 2000,
-    level: float = 0.95,
+    seed: int = 0,  # of the draws
+    draws: int = 2000,  # resamples of the poems
+    level: float = 0.95,  # share of them inside the interval
 ) -> dict:  # mean, lo, hi, n; None where there is no value
     "The mean with its percentile bootstrap interval (Efron 1979)."
     x = np.array([v for v in values if v is not None], float)
@@ -95,12 +95,12 @@ def evaluate(
     model: Model,
     renderer: Renderer,
     poems: list[Poem],  # held out
-    sampling: Sampling | None = None,
-    seed: int = 0,
+    sampling: Sampling | None = None,  # of the descriptions (default: `Sampling()`)
+    seed: int = 0,  # of descriptions, other poems and intervals
     first: list[dict] | None = None,  # the rows of the first evaluation: its descriptions are scored again, and changes are paired by poem
-    tokens_per_batch: int = 8192,
-    batch_size: int | None = None,
-    progress: str = "",
+    tokens_per_batch: int = 8192,  # budget of padded tokens
+    batch_size: int | None = None,  # examples a batch at the most
+    progress: str = "",  # a label shows a bar
 ) -> tuple[list[dict], dict]:  # the scored rows (one a poem), and the metrics by name
     "Describe and score held-out poems: gain over none, over another poem's, and both with the first descriptions."
     rows = describe(model, renderer, poems, 1, sampling, seed=seed_of(seed, "evaluate"), progress=progress)

@@ -45,8 +45,8 @@ def select(
     k: int = 2,  # winners a poem
     arm: str = "topk",  # topk, random, worst or all
     score: str = "loss",  # loss (lowest first) or contrast (highest first)
-    guard: Guard | None = None,
-    seed: int = 0,
+    guard: Guard | None = None,  # default: `Guard()`
+    seed: int = 0,  # of arm random
 ) -> list[dict]:  # the ledger: the same rows with rank, verdict (winner, loser, refused, duplicate or its ending) and reason
     "Choose k of each poem's candidates; raises `UserError` for an arm or score that there is not."
     if arm not in ARMS: raise UserError(f"arm {arm!r}: choose one of {', '.join(ARMS)}")
@@ -90,8 +90,11 @@ def selection_counts(
             "poems_without_winner": len(poems - {p for p, _ in winners(ledger)}), "guard_changed": len(changed) / max(1, len(poems))}
 
 # %% ../nbs/lib/06_selection.ipynb #fb422078
-def spread(ledger: list[dict], name: str = "gain_over_other") -> float | None:
-    "The mean over poems of the standard deviation between candidates of one poem, of the score of that name."
+def spread(
+    ledger: list[dict],  # or rows of `score`
+    name: str = "gain_over_other",  # of the score
+) -> float | None:  # nats a token; None where no poem has two scored candidates
+    "How much the candidates of one poem differ in a score: their standard deviation, mean over poems."
     poems = {}
     for r in ledger:
         if r.get(name) is not None: poems.setdefault(r["poem"], []).append(r[name])

@@ -222,7 +222,7 @@ def test_poems_check_says_what_the_loop_would_keep(house, tmp_path, capsys, monk
     assert main(["poems", "check", str(tmp_path / "poems.jsonl")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "over max_tokens 2048" in said[1] and "Long" in said[1] and "\x1b" not in said[0] and "Red red" in said[0].replace("[31m", "")
-    assert said[-1].startswith("1 kept in 1 families of near-duplicates, 2 dropped") and "2048 tokens" in said[-1]
+    assert said[-1] == "1 kept in 1 families of near-duplicates, 2 dropped"
 
 
 def test_a_broken_run_does_not_hide_the_others(tiny):
