@@ -240,17 +240,17 @@ def paired_differences(
     runs: list[Run],  # the others are compared with the first
     name: str = "gain_over_other",  # a column of `held_out.jsonl`
     seed: int = 0,
-):  # DataFrame: a row a round and run; mean, lo, hi, and n, the held-out poems that both have; no rows where they share none
+):  # DataFrame: a row a round and run; round, mean, lo, hi, and n, the held-out poems that both have; no rows where they share none
     "What the held-out poems have more of in each other run than in the first, round by round, with a 95 % bootstrap interval over poems."
     import pandas as pd
 
     from poetry_iter.scoring import bootstrap
 
     values = lambda run, n: {r["poem"]: r[name] for r in load_round(run, n, "held_out") if r.get(name) is not None}
-    rows = {}
+    rows = []
     for n in rounds_of(runs[0]):
         base = values(runs[0], n)
         for run in runs[1:]:
             other = values(run, n)
-            if differences := [other[p] - base[p] for p in base if p in other]: rows[n, f"{run.name} − {runs[0].name}"] = bootstrap(differences, seed)
-    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["round", "runs"]) if rows else None)
+            if differences := [other[p] - base[p] for p in base if p in other]: rows.append({"runs": f"{run.name} − {runs[0].name}", "round": n, **bootstrap(differences, seed)})
+    return pd.DataFrame(rows, columns=["runs", "round", "mean", "lo", "hi", "n"]).set_index("runs")

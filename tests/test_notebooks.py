@@ -157,3 +157,12 @@ def test_the_tag_survives_nbdev_clean(tmp_path):
 def test_no_absolute_path_of_a_machine():
     for path in [*STAGES, *MODULES]:
         assert not re.search(r"/(home|Users|work)/\w+/", path.read_text()), f"{name(path)} names a folder of one machine"
+
+
+def test_no_progress_bar_in_a_stored_output():
+    """Bars and warnings go to stderr: they say nothing to a reader, and differ with each run."""
+    for path in sorted(NBS.rglob("*.ipynb")):
+        if "checkpoints" in str(path):
+            continue
+        kinds = {o.get("name") for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])}
+        assert "stderr" not in kinds, f"{name(path)} keeps what was written to stderr"
