@@ -111,8 +111,10 @@ def _raise(error, out, failed):
     if getattr(error, "ename", "") == "UserError": raise UserError(error.evalue)
     if isinstance(error, OSError) and error.errno in _FULL:
         raise UserError(f"cannot write {out}: {error.strerror}; free some space and go on with --resume") from error
-    full = re.search(r"(?:os error |Errno )(\d+)", getattr(error, "evalue", ""))  # as safetensors and OSError in the kernel tell it
-    if full and int(full[1]) in _FULL: raise UserError(f"cannot write in {out.parent}: {os.strerror(int(full[1]))}; free some space and go on with --resume") from error
+    said = getattr(error, "evalue", "")
+    number = re.search(r"(?:os error |Errno )(\d+)", said)  # as safetensors and OSError in the kernel tell it
+    why = os.strerror(int(number[1])) if number and int(number[1]) in _FULL else "torch could not write a file whole" if re.search("inline_container.*(unexpected pos|Writer)", said) else ""
+    if why: raise UserError(f"cannot write in {os.path.relpath(out.parent, root())}: {why}; free some space and go on with --resume") from error
     if hasattr(error, "ename"): said = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
     elif type(error).__name__ == "DeadKernelError": said = "its kernel died, as it does when memory runs out"
     else: said = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -297,6 +297,21 @@ def test_no_space_left(tiny, size):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError('I/O error: File too large (os error 27)')",
+        "RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534')",
+        "OSError(28, 'No space left on device')",
+    ],
+)
+def test_no_space_left_as_libraries_tell_it(tiny, error):
+    """safetensors and torch raise errors of their own in the kernel."""
+    tiny.stage("3_end", "run_dir = 'x'  # folder\nrounds = 2  # how many", f"raise {error}")
+    done = tiny.cli("run", "tiny", "--run", "a", "-p", "rounds=1")
+    assert done.returncode == 2 and "cannot write in outputs/a: " in done.stderr.splitlines()[-1] and "go on with --resume" in done.stderr
+
+
 def test_dev_full(tmp_path):
     """Standard output on a full device."""
     if not os.path.exists("/dev/full"):
