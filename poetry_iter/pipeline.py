@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .core import UserError, dumps
+from .core import DISK_FULL, UserError, dumps
 
 # %% ../nbs/lib/09_pipeline.ipynb #1f7da6e2
 def _run(args):
@@ -109,20 +109,15 @@ def _poems_check(args):
 
 def _fit(poems, model, renderer, max_tokens, description_tokens):
     "The poems that the loop would keep, and those too long for it; only the model's tokenizer is loaded."
-    from transformers import AutoConfig, AutoTokenizer
-
-    from poetry_iter.core import first_line, root
-    from poetry_iter.models import context_length
+    from poetry_iter.models import load_tokenizer
     from poetry_iter.poems import fit
     from poetry_iter.renderers import get_renderer
     from poetry_iter.stages import check_model
 
     check_model(model)
-    name = str(root() / model) if (root() / model).is_dir() else model
-    try: tokenizer, config = AutoTokenizer.from_pretrained(name), AutoConfig.from_pretrained(name)
-    except Exception as e: raise UserError(f"model {model}: its tokenizer cannot be loaded: {first_line(e)}") from e
-    r, most = get_renderer(renderer, tokenizer), min(max_tokens, context_length(config))
-    return fit(poems, lambda p: r.longest(p, description_tokens), most)
+    tokenizer, context = load_tokenizer(model)
+    r = get_renderer(renderer, tokenizer)
+    return fit(poems, lambda p: r.longest(p, description_tokens), min(max_tokens, context))
 
 def _poems_fetch(args):
     from poetry_iter.poems import fetch_poems
@@ -223,7 +218,7 @@ def main(
     except BrokenPipeError: return _silence(0)  # nobody reads
     except OSError as e:
         if e.filename and e.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES): return _say(f"{str(e.filename)[:200]}: {e.strerror}", 2)
-        if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT): raise
+        if e.errno not in DISK_FULL: raise
         return _silence(_say(f"cannot write {e.filename or 'to standard output'}: {e.strerror}", 2))
     finally: signal.signal(signal.SIGTERM, terminate)
 

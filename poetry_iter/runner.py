@@ -6,7 +6,6 @@
 __all__ = ['execute', 'run_experiment', 'stage_file', 'broken', 'unfinished']
 
 # %% ../nbs/lib/09_runner.ipynb #a69458ad
-import errno
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-from .core import UserError, read_json, root, write_bytes, write_json
+from .core import DISK_FULL, UserError, read_json, root, write_bytes, write_json
 from .runs import Run, check_same, drift, find_run, list_runs, make_config, run_name
 from .stages import (EXPERIMENTS, StageError, cast, check_parameters, declared_parameters, get_experiment, load_stages, parse_setting, plan,
                                 read_profile, resolve)
@@ -104,16 +103,14 @@ def _kill(kernel):
         if pid: os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError): pass
 
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-
 def _raise(error, out, failed):
     "The error of a stage as ours."
     if getattr(error, "ename", "") == "UserError": raise UserError(error.evalue)
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise UserError(f"cannot write {out}: {error.strerror}; free some space and go on with --resume") from error
     said = getattr(error, "evalue", "")
     number = re.search(r"(?:os error |Errno )(\d+)", said)  # as safetensors and OSError in the kernel tell it
-    why = os.strerror(int(number[1])) if number and int(number[1]) in _FULL else "torch could not write a file whole" if re.search("inline_container.*(unexpected pos|Writer)", said) else ""
+    why = os.strerror(int(number[1])) if number and int(number[1]) in DISK_FULL else "torch could not write a file whole" if re.search("inline_container.*(unexpected pos|Writer)", said) else ""
     if why: raise UserError(f"cannot write in {os.path.relpath(out.parent, root())}: {why}; free some space and go on with --resume") from error
     if hasattr(error, "ename"): said = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
     elif type(error).__name__ == "DeadKernelError": said = "its kernel died, as it does when memory runs out"
@@ -180,8 +177,9 @@ def stage_file(
 
 def broken(run: Run) -> str:  # why; empty when it is whole
     "Why the files of a run cannot be read."
-    try: return "" if run.config and run.checkpoints() is not None else "no config.json"
+    try: run.config, run.checkpoints()
     except UserError as e: return str(e)
+    return ""
 
 def unfinished(run: Run) -> bool:
     "Whether a run's last stage is missing."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .contracts import TASKS
 from .core import UserError, root
-from .models import Model, load_model, token_losses
+from .models import Model, load_model, load_tokenizer, token_losses
 from .renderers import Chat, Renderer, get_renderer
 from .scoring import bootstrap
 from .training import Training, train
@@ -57,18 +57,12 @@ def open_model(
 
 def count_tokens(model: str) -> Callable[[str], int]:
     "Text → tokens, by the tokenizer of a model; nothing else of it is loaded."
-    tokenizer = _tokenizer(model)
+    tokenizer, _ = load_tokenizer(model)
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
 
 def chat_renderer(model: str, renderer: str = "chat") -> Renderer:
     "The renderer of a model of which only the tokenizer is loaded."
-    return _with_roles(get_renderer(renderer, _tokenizer(model)))
-
-def _tokenizer(model):
-    from transformers import AutoTokenizer
-
-    try: return AutoTokenizer.from_pretrained(str(root() / model) if (root() / model).is_dir() else model)
-    except (OSError, ValueError) as e: raise UserError(f"model {model}: its tokenizer cannot be loaded: {str(e).strip().splitlines()[0]}") from e
+    return _with_roles(get_renderer(renderer, load_tokenizer(model)[0]))
 
 def _with_roles(render):
     if isinstance(render, Chat): return render

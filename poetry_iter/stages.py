@@ -237,7 +237,6 @@ def check_poems(
     "Raise `UserError` unless poems can be loaded from a file, and those that are asked for are in it."
     from poetry_iter.poems import load_poems, take
 
-    if not (root() / path).exists(): raise UserError(f"{path}: there is no such file; relative paths start at the root of the project")
     take(load_poems(root() / path)[0], only and str(root() / only))
 
 def check_model(name: str) -> None:
