@@ -18,7 +18,7 @@ setup(
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["poetry_iter", "poetry_iter.*"]),
-    package_data={"poetry_iter": ["*/*"]},
+    package_data={"poetry_iter": ["py.typed", "*/data/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={

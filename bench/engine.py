@@ -5,7 +5,7 @@ import time
 import torch
 
 from poetry_iter.core import root
-from poetry_iter.models import Sampling, generate, load_model, token_losses
+from poetry_iter.engines.transformers import Sampling, generate, load_model, token_losses
 from poetry_iter.poems import load_poems
 
 REPEATS = 3

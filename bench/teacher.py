@@ -13,9 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from vendor_server import KEY, serve
 
-from poetry_iter.calls import Request
 from poetry_iter.poems import load_poems
-from poetry_iter.teacher import make_teacher, price_table
+from poetry_iter.teacher.client import make_teacher, price_table
+from poetry_iter.teacher.requests import Request
 
 PERSONA = "You are an educator of poets. You judge the craft of a poem and not its author, you name the line, and you say what to do there. " * 15
 TASKS = {"critique": (700, "Criticise this poem: what works, the issues with their places, a direction for each."),

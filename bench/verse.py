@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 
-from poetry_iter import forms, meter, rhyme
 from poetry_iter.core import read_jsonl, root, shared_data
+from poetry_iter.verse import forms, meter, rhyme
 
 path = sys.argv[1] if len(sys.argv) > 1 else shared_data("more_poems.jsonl") or root() / "data/tiny_poems.jsonl"
 poems = [row["content"] for row in read_jsonl(path)]
@@ -42,7 +42,7 @@ def pronouncing_scheme(text):
 
 
 spent = [sum(os.times()[2:4])]  # processor time of children
-for code in ("pass", "import numpy", "import poetry_iter.forms, poetry_iter.cards"):
+for code in ("pass", "import numpy", "import poetry_iter.verse.forms, poetry_iter.verse.cards"):
     subprocess.run([sys.executable, "-c", code], check=True)
     spent.append(sum(os.times()[2:4]))
 bare, numpy, ours = (b - a for a, b in zip(spent, spent[1:]))

@@ -15,13 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from vendor_server import KEY, serve
 
-from poetry_iter.contracts import ORDER, poem_text, read_poem
 from poetry_iter.core import digest
-from poetry_iter.educator import collect, gate_counts, good_and_bad, requests_of
-from poetry_iter.items import critique_items, pair_items
-from poetry_iter.mixing import divide, mix, mix_facts, sides, training_rows
 from poetry_iter.poems import words
-from poetry_iter.teacher import make_teacher, price_table
+from poetry_iter.teacher.client import make_teacher, price_table
+from poetry_iter.workshop.gate import collect, gate_counts, good_and_bad, requests_of
+from poetry_iter.workshop.mix import divide, mix, mix_facts, sides, training_rows
+from poetry_iter.workshop.questions import critique_items, pair_items
+from poetry_iter.workshop.tasks import ORDER, poem_text, read_poem
 
 BRIEF = f"Angle: one object, and who last held it.\nAvoid: golden light, silence, the heart, angels, the sands of time.\nImages: a workshop.\nForm: as it is.\n{ORDER}"
 

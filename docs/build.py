@@ -106,7 +106,7 @@ def write_source(
     files: dict[Path, str | Path] = {}  # path in out → text, or a file to copy
     nbs, groups = project / "nbs", pages(project / "nbs")
 
-    modules = sorted(p for p in (project / "poetry_iter").glob("*.py") if not p.name.startswith("_"))
+    modules = sorted(p for p in (project / "poetry_iter").rglob("*.py") if not p.name.startswith("_"))
     api = {f"poetry_iter.{p.stem}": module(p, f"poetry_iter.{p.stem}") for p in modules}
     where: dict[str, list[str]] = {}
     for mod, (_, exported) in api.items():

@@ -9,7 +9,7 @@ __all__ = ['describe', 'rare_words', 'copying', 'cut_quotes']
 from collections import Counter
 
 from .core import seed_of
-from .models import Model, Sampling, generate
+from .engines.transformers import Model, Sampling, generate
 from .poems import WORD, Poem, words
 from .renderers import Renderer
 

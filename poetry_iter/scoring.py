@@ -12,7 +12,7 @@ import numpy as np
 
 from .core import seed_of
 from .descriptions import cut_quotes, describe
-from .models import Model, Sampling, token_losses
+from .engines.transformers import Model, Sampling, token_losses
 from .poems import Poem
 from .renderers import Renderer
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .core import UserError, digest, read_json, seed_all, write_json
-from .models import Model, model_hash
+from .engines.transformers import Model, model_hash
 from .poems import Poem
 from .renderers import Example, Renderer
 

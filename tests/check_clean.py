@@ -36,7 +36,7 @@ def changed(command: str, folder: Path, *patterns: str) -> list[str]:
 def orphans(folder: Path) -> list[str]:
     """Modules whose notebook is gone."""
     found = []
-    for f in sorted((folder / "poetry_iter").glob("*.py")):
+    for f in sorted((folder / "poetry_iter").rglob("*.py")):
         _, mark, source = f.read_text(encoding="utf-8").partition("File to edit: ")
         if mark and not (f.parent / source.split("\n")[0].rstrip(". ")).exists():
             found.append(str(f.relative_to(folder)))
@@ -50,7 +50,7 @@ def main() -> int:
         faults = [f"{f}: its notebook is gone; remove it" for f in orphans(folder)]
         faults += [
             f"{f}: not what its notebook exports; run nbdev_export (a module is never edited by hand)"
-            for f in changed("nbdev_export", folder, "poetry_iter/*.py")
+            for f in changed("nbdev_export", folder, "poetry_iter/**/*.py")
         ]
         faults += [f"{f}: not clean; run nbdev_clean" for f in changed("nbdev_clean", folder, "nbs/**/*.ipynb")]
     print("\n".join(faults) or "the notebooks are clean and the package is what they export")

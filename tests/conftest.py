@@ -16,9 +16,9 @@ import pytest
 HOUSE = Path(__file__).resolve().parents[1]
 COMMAND = """
 import sys
-from poetry_iter import pipeline, stages
-stages.EXPERIMENTS["tiny"] = stages.Experiment("nbs/tiny", ("1_start",), ("2_add",), ("3_end",), ("rounds",))
-sys.exit(pipeline.main())
+from poetry_iter.pipeline import command_line, experiments
+experiments.EXPERIMENTS["tiny"] = experiments.Experiment("nbs/tiny", ("1_start",), ("2_add",), ("3_end",), ("rounds",))
+sys.exit(command_line.main())
 """
 STAGES = {
     "1_start": [
@@ -107,7 +107,7 @@ def house(tmp_path):
     """The real notebooks and data, seen from a root of its own, so that outputs/ is the test's."""
     for name in ("settings.ini", "nbs", "data"):
         (tmp_path / name).symlink_to(HOUSE / name)
-    (tmp_path / "command.py").write_text("import sys\nfrom poetry_iter.pipeline import main\nsys.exit(main())\n")
+    (tmp_path / "command.py").write_text("import sys\nfrom poetry_iter.pipeline.command_line import main\nsys.exit(main())\n")
     project = Project(tmp_path, tmp_path / "command.py")
     yield project
     project.end()

@@ -10,8 +10,8 @@ import pytest
 from conftest import HOUSE
 
 from poetry_iter.core import UserError, write_json
-from poetry_iter.pipeline import main
-from poetry_iter.stages import check_model
+from poetry_iter.pipeline.command_line import main
+from poetry_iter.pipeline.experiments import check_model
 
 
 def row(title="A", content="one line\nand another"):
@@ -182,7 +182,7 @@ def test_a_model_folder_that_is_not_whole(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_renderer_or_base(tmp_path, monkeypatch):
-    from poetry_iter.models import check_adapter, model_hash
+    from poetry_iter.engines.transformers import check_adapter, model_hash
 
     monkeypatch.chdir(HOUSE)
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_another_renderer_or_base(tmp_path, monkeypatch):
 def test_a_model_folder_with_a_part_of_its_weights(tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
-    from poetry_iter.models import load_model
+    from poetry_iter.engines.transformers import load_model
 
     monkeypatch.chdir(HOUSE)
     model = tmp_path / "model"
@@ -318,7 +318,7 @@ def test_dev_full(tmp_path):
         pytest.skip("no /dev/full here")
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", "import sys; from poetry_iter.pipeline import main; sys.exit(main(['models']))"],
+            [sys.executable, "-c", "import sys; from poetry_iter.pipeline.command_line import main; sys.exit(main(['models']))"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

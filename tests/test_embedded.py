@@ -10,13 +10,13 @@ import torch
 from transformers import AutoTokenizer
 
 from poetry_iter.core import read_json, read_jsonl, root, shared_data
-from poetry_iter.corpus import Guard, piece, tidy
-from poetry_iter.examination import by_rule, describing
-from poetry_iter.models import Sampling, load_model
+from poetry_iter.embedded.corpus import HeldOutGuard, piece, tidy
+from poetry_iter.embedded.evaluation import describing, sketches_by_rule
+from poetry_iter.embedded.language import sketch
+from poetry_iter.embedded.pretraining import POOL_KINDS, Maker
+from poetry_iter.engines.transformers import Sampling, load_model
 from poetry_iter.poems import Poem, load_poems
-from poetry_iter.pretraining import KINDS, Maker
 from poetry_iter.scoring import bootstrap, score
-from poetry_iter.sketches import sketch
 
 FOLDER = root() / "data/model"
 
@@ -61,7 +61,7 @@ def test_it_was_trained_on_what_the_renderers_make(model, poems):
     """Every example of the training is, token by token, one that a renderer makes from the same description."""
     maker, seen = Maker(model.tokenizer, {}), set()
     for seed in range(60):
-        kind, poem = list(KINDS)[seed % 3], poems[seed % len(poems)]
+        kind, poem = list(POOL_KINDS)[seed % 3], poems[seed % len(poems)]
         tokens, weights = maker(random.Random(seed), kind, poem.title, poem.content)
         description = sketch(poem.content, random.Random(seed).getrandbits(32), {})
         made = {}
@@ -85,7 +85,7 @@ def test_it_was_trained_on_what_the_renderers_make(model, poems):
 def test_its_own_description_helps_more_than_anothers(model, poems):
     """The floors lie far below the figures in `nbs/log.md`, and far above a model that does not read."""
     for name in ("base", "chat"):
-        rows = score(model, model.renderer(name), poems[:32], by_rule(poems[:32]))
+        rows = score(model, model.renderer(name), poems[:32], sketches_by_rule(poems[:32]))
         over_other, over_none = (bootstrap([r[k] for r in rows]) for k in ("gain_over_other", "gain"))
         assert over_other["lo"] > 0.15 and over_none["lo"] > 0.1
 
@@ -112,9 +112,9 @@ def test_held_out_poems_are_named_and_apart():
     assert len(ids["loop"]) == len(ids["evaluation"]) == 500 and not set(ids["loop"]) & set(ids["evaluation"])
     assert set(ids["loop"]) | set(ids["evaluation"]) <= more.keys()
     held = [more[i] for i in ids["loop"] + ids["evaluation"]]
-    guard = Guard([p.content for p in held])
+    guard = HeldOutGuard([p.content for p in held])
     assert all(guard(p.content) for p in held[:50])
-    assert not guard(Guard.__doc__)
+    assert not guard(HeldOutGuard.__doc__)
 
 
 def test_a_piece_is_a_part_of_its_poem(poems):

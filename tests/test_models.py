@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from poetry_iter.core import UserError, check_model_folder, root
-from poetry_iter.models import Sampling, generate, load_model, token_losses
+from poetry_iter.engines.transformers import Sampling, generate, load_model, token_losses
 from poetry_iter.poems import load_poems
 from poetry_iter.renderers import Example
 
@@ -86,7 +86,7 @@ def test_other_families_are_scored_too():
     "Families that cap or scale their logits, made in memory: scores agree with the model's own loss."
     from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GPT2Config, LlamaConfig
 
-    from poetry_iter.models import Model
+    from poetry_iter.engines.transformers import Model
 
     tokenizer = load_model(root() / "data/model").tokenizer
     small = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "pad_token_id": 0}

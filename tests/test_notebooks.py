@@ -11,13 +11,13 @@ import nbformat
 import pytest
 import yaml
 
-from poetry_iter.stages import EXPERIMENTS, GIVEN, check_parameters, declared_parameters, load_stages, read_profile, read_stage, resolve
+from poetry_iter.pipeline.experiments import EXPERIMENTS, GIVEN, check_parameters, declared_parameters, load_stages, read_profile, read_stage, resolve
 
 HOUSE = Path(__file__).resolve().parents[1]
 NBS = HOUSE / "nbs"
 EXPERIMENT_FOLDERS = [f for f in (NBS / name for name in ("loop", "workshop", "critic", "embedded", "verse")) if f.is_dir()]
 STAGES = [p for folder in EXPERIMENT_FOLDERS for p in sorted(folder.glob("[0-9]*.ipynb"))]
-MODULES = sorted((NBS / "lib").glob("[0-9]*.ipynb"))
+MODULES = sorted((NBS / "lib").rglob("[0-9]*.ipynb"))
 PROFILES = [p for folder in EXPERIMENT_FOLDERS for p in sorted((folder / "profiles").glob("*.yaml"))]
 
 
@@ -166,3 +166,56 @@ def test_no_progress_bar_in_a_stored_output():
             continue
         kinds = {o.get("name") for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])}
         assert "stderr" not in kinds, f"{name(path)} keeps what was written to stderr"
+
+
+def exported_names() -> dict[str, list[str]]:
+    "Public name → the modules that export it."
+    found: dict[str, list[str]] = {}
+    for path in sorted((HOUSE / "poetry_iter").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+                for name in ast.literal_eval(node.value):
+                    found.setdefault(name, []).append(str(path.relative_to(HOUSE / "poetry_iter")))
+    return found
+
+
+def test_no_public_name_is_exported_twice():
+    found = exported_names()
+    assert len(found) > 200  # the rooms are read too
+    assert {name: where for name, where in found.items() if len(where) > 1} == {}
+
+
+def test_each_module_has_one_notebook():
+    made = [re.search(r"#\| default_exp (\S+)", "\n".join(c.source for c in cells(path)))[1] for path in MODULES]
+    assert sorted({m for m in made if made.count(m) > 1}) == []
+    modules = [p.relative_to(HOUSE / "poetry_iter").with_suffix("").as_posix().replace("/", ".") for p in (HOUSE / "poetry_iter").rglob("*.py") if not p.name.startswith("_")]
+    assert sorted(made) == sorted(modules)
+
+
+def room(module: str) -> str:
+    return module.rpartition(".")[0].split(".")[0]
+
+
+ARROWS = {"core": set(), "poems": {"core"}, "verse": {"core"}, "engines": {"core", "poems", "renderers", "engine"}}  # who may import whom
+
+
+def arrows() -> list[str]:
+    "Imports that point the wrong way."
+    faults = []
+    for path in (HOUSE / "poetry_iter").rglob("*.py"):
+        parts = path.relative_to(HOUSE / "poetry_iter").with_suffix("").parts
+        own = parts[0]
+        if own not in ARROWS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                base = list(parts[: len(parts) - node.level]) if node.level else []
+                full = [*base, *(node.module or "").split(".")] if node.level else (node.module or "").split(".")[1:] if (node.module or "").startswith("poetry_iter") else None
+                for target in [] if full is None else [p for p in full if p][:1] or [a.name for a in node.names]:
+                    if target != own and target not in ARROWS[own]:
+                        faults.append(f"{'/'.join(parts)} imports {target}")
+    return faults
+
+
+def test_arrows_point_one_way():
+    assert arrows() == []

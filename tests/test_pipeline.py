@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import wait_for
 
-from poetry_iter.pipeline import main
+from poetry_iter.pipeline.command_line import main
 
 WHOLE = ["1_start.ipynb", "3_end.ipynb", "round_001/2_add.ipynb", "round_002/2_add.ipynb"]
 
@@ -185,7 +185,7 @@ def test_a_terminal_sees_a_bar(tiny):
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy(tiny):
-    code = "import sys; sys.argv[1:] = ['--help']; from poetry_iter.pipeline import main\ntry: main()\nexcept SystemExit: print(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
+    code = "import sys; sys.argv[1:] = ['--help']; from poetry_iter.pipeline.command_line import main\ntry: main()\nexcept SystemExit: print(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     loaded = set(json.loads(done.stderr.splitlines()[-1].replace("'", '"')))
     assert "run an experiment" in done.stdout

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from poetry_iter import cliches as lists
 from poetry_iter.core import UserError, read_jsonl
-from poetry_iter.generation_quality import (
+from poetry_iter.poems import Poem
+from poetry_iter.quality import cliches as lists
+from poetry_iter.quality.generation import (
     Known,
     brief_kept,
     compare_sets,
@@ -19,8 +20,7 @@ from poetry_iter.generation_quality import (
     summary,
     write_rows,
 )
-from poetry_iter.poems import Poem
-from poetry_iter.teacher import make_teacher
+from poetry_iter.teacher.client import make_teacher
 
 sys.path.insert(0, str(Path(__file__).parent))
 from vendor_server import KEY, serve

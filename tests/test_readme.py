@@ -21,7 +21,7 @@ def test_readme_is_fresh():
 
 
 def test_the_results_are_those_of_outputs_reference():
-    from poetry_iter.looks import results_table
+    from poetry_iter.display import results_table
 
     text = (HOUSE / "README.md").read_text()
     shown = {cells[0]: cells[1:] for line in text.splitlines() if line.startswith("| more-") and " − " not in line for cells in [[c.strip() for c in line.strip("|").split("|")]]}

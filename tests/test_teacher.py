@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from poetry_iter import providers, teacher
-from poetry_iter.calls import Request
 from poetry_iter.core import UserError
-from poetry_iter.teacher import make_teacher
+from poetry_iter.teacher import client, providers
+from poetry_iter.teacher.client import make_teacher
+from poetry_iter.teacher.requests import Request
 
 sys.path.insert(0, os.path.dirname(__file__))
 from vendor_server import KEY, serve
@@ -38,7 +38,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     pauses = []
     real = providers.pause
-    monkeypatch.setattr(teacher, "pause", lambda trouble, attempt: pauses.append(real(trouble, attempt)) or 0)
+    monkeypatch.setattr(client, "pause", lambda trouble, attempt: pauses.append(real(trouble, attempt)) or 0)
     return pauses
 
 
@@ -233,7 +233,7 @@ def test_what_only_the_user_can_mend(vendor, monkeypatch, env, error):
 
 
 def test_what_was_not_sent_is_not_reserved(vendor, monkeypatch):
-    monkeypatch.setattr("poetry_iter.teacher.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))  # the others wait for their turn
+    monkeypatch.setattr("poetry_iter.teacher.client.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))  # the others wait for their turn
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-wrong-key-98765")
     t = ask(vendor)
     with pytest.raises(UserError, match="the key is wrong"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from poetry_iter.core import UserError, root
-from poetry_iter.models import load_model
+from poetry_iter.engines.transformers import load_model
 from poetry_iter.poems import load_poems
 from poetry_iter.training import Training, prove, train
 
@@ -93,7 +93,7 @@ def test_unsloth_trains_on_this_machine(tmp_path):
         import json
         import unsloth
         from poetry_iter.core import root
-        from poetry_iter.models import Sampling, generate, load_model, token_losses
+        from poetry_iter.engines.transformers import Sampling, generate, load_model, token_losses
         from poetry_iter.poems import load_poems
         from poetry_iter.training import Training, train
         from pathlib import Path

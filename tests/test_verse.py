@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poetry_iter import cards, forms, meter, rhyme, rhyme_pairs, schemes
 from poetry_iter.core import UserError, read_jsonl, root, shared_data
-from poetry_iter.pronunciation import pronounce, words
+from poetry_iter.verse import cards, forms, meter, rhyme, rhyme_odds, schemes
+from poetry_iter.verse.pronunciation import line_words, pronounce
 
 SONNET = """The lamp is low, the river takes the light,
 And one by one the windows of the town
@@ -108,9 +108,9 @@ def test_kinds_of_pairs(a, b, kinds):
 
 
 def test_no_word_is_dropped():
-    assert words("“Tis’ th’ o’er-weighted 1914 café, zzyzx!”")
+    assert line_words("“Tis’ th’ o’er-weighted 1914 café, zzyzx!”")
     for word in ["o'er", "heav'n", "wand'ring", "fear'd", "blessèd", "thou'rt", "zzyzx", "xqz", "q", "ñandú", "x" * 500]:
-        assert pronounce(words(word)[0]).variants[0]
+        assert pronounce(line_words(word)[0]).variants[0]
 
 
 def test_deviations_and_reward_follow_the_scheme():
@@ -199,9 +199,9 @@ def test_strongly_rhyming_poems_are_selected():
 
 @pytest.fixture
 def rules_alone():
-    rhyme_pairs.use(None)
+    rhyme_odds.use(None)
     yield
-    rhyme_pairs.use()
+    rhyme_odds.use()
 
 
 def test_rules_work_without_what_was_learned(rules_alone):
@@ -211,7 +211,7 @@ def test_rules_work_without_what_was_learned(rules_alone):
 
 
 def test_what_was_learned_is_small_and_helps():
-    folder = root() / "poetry_iter" / "verse_data"
+    folder = root() / "poetry_iter/verse/data"
     assert sum(f.stat().st_size for f in folder.iterdir()) < 200_000
     old = [
         "With thee I walk, and speak of love",

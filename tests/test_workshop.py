@@ -6,14 +6,14 @@ from collections import Counter
 
 import pytest
 
-from poetry_iter.contracts import TASKS, contract_differences, poem_text, read_poem
 from poetry_iter.core import UserError, read_jsonl, root, shared_data, write_jsonl
-from poetry_iter.educator import FILES, gate, good_and_bad, load_annotations
-from poetry_iter.items import match_poems
-from poetry_iter.mixing import divide, mix, sides, training_rows
+from poetry_iter.pipeline.experiments import get_experiment, plan
 from poetry_iter.poems import Poem, families, load_poems
-from poetry_iter.stages import get_experiment, plan
-from poetry_iter.workshop import Crew, Player, players_of, session
+from poetry_iter.workshop.gate import FILES, gate, good_and_bad, load_annotations
+from poetry_iter.workshop.mix import divide, mix, sides, training_rows
+from poetry_iter.workshop.questions import match_poems
+from poetry_iter.workshop.session import Crew, Player, players_of, session
+from poetry_iter.workshop.tasks import TASKS, contract_differences, poem_text, read_poem
 
 # A change of words needs a new version: change both here, in one commit with the words.
 SNAPSHOT = {
