@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISK_FULL', 'UserError', 'root', 'shared_data', 'dumps', 'write_bytes', 'write_text', 'write_json', 'write_jsonl',
            'read_text', 'read_json', 'first_line', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'check_model_folder',
-           'digest', 'seed_of', 'seed_all']
+           'digest', 'seed_of', 'seed_all', 'known_keys', 'scrub']
 
 # %% ../nbs/lib/00_core.ipynb #cbe31b0e
 import errno
@@ -13,8 +13,11 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import AnyStr
+from urllib.parse import quote
 
 # %% ../nbs/lib/00_core.ipynb #bc1b115e
 class UserError(Exception):
@@ -187,3 +190,27 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+# %% ../nbs/lib/00_core.ipynb #436bb0b0
+_KEY_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+
+def known_keys() -> dict[str, str]:  # name → value
+    "What the environment and `.env` hold under a name that ends in KEY, TOKEN, SECRET or PASSWORD; the environment wins."
+    from dotenv import dotenv_values
+
+    try: path = root() / ".env"
+    except UserError: path = Path(".env")
+    try: found = dotenv_values(path) if path.is_file() else {}
+    except UnicodeDecodeError: raise UserError(f"{path}: not UTF-8; save it as UTF-8") from None
+    except OSError as e: raise UserError(f"{path}: cannot be read: {e.strerror}") from None
+    return {k: v.strip() for k, v in {**found, **os.environ}.items() if _KEY_NAME.search(k) and v and v.strip()}
+
+def scrub(text: AnyStr) -> AnyStr:  # text or bytes that are about to be written
+    "A text without the value of any known key of eight characters or more."
+    try: keys = known_keys()
+    except UserError: keys = {k: v.strip() for k, v in os.environ.items() if _KEY_NAME.search(k)}
+    forms = {form: f"[{name}]" for name, v in keys.items() if len(v) >= 8 for form in (v, dumps(v)[1:-1], repr(v)[1:-1], quote(v, safe="", errors="surrogateescape"))}
+    for form in sorted(forms, key=len, reverse=True):
+        if isinstance(text, bytes): text = text.replace(form.encode("utf-8", "surrogateescape"), forms[form].encode())
+        else: text = text.replace(form, forms[form])
+    return text
