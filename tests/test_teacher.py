@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from poetry_iter.core import UserError
-from poetry_iter.teacher import client, providers
+from poetry_iter.teacher import calls
 from poetry_iter.teacher.client import make_teacher
-from poetry_iter.teacher.requests import Request
+from poetry_iter.teacher.requests import Request, worst
 
 sys.path.insert(0, os.path.dirname(__file__))
 from vendor_server import KEY, serve
@@ -37,8 +37,8 @@ def quick(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text(f"ANTHROPIC_API_KEY={KEY}\nOPENAI_API_KEY='{KEY}'\n")
     monkeypatch.chdir(tmp_path)
     pauses = []
-    real = providers.pause
-    monkeypatch.setattr(client, "pause", lambda trouble, attempt: pauses.append(real(trouble, attempt)) or 0)
+    real = calls.pause
+    monkeypatch.setattr(calls, "pause", lambda trouble, attempt: pauses.append(real(trouble, attempt)) or 0)
     return pauses
 
 
@@ -184,7 +184,7 @@ def test_a_batch_whose_id_was_never_heard_is_found(vendor):
 @pytest.mark.parametrize("batch", [False, True])
 def test_the_cap_is_never_passed(vendor, batch):
     vendor.answer = lambda body: "a gutter, " * 400
-    one = ask(vendor, batch=batch)._dollars(ask(vendor).provider.body(requests(1)[0]))
+    one = worst(ask(vendor).provider.price, ask(vendor).provider.body(requests(1)[0]), batch)
     t = ask(vendor, cap=one * 2.5, batch=batch, concurrency=8)
     answers = t.ask(requests(20), partial=True)
     ended = [a.ended for a in answers]
@@ -233,7 +233,7 @@ def test_what_only_the_user_can_mend(vendor, monkeypatch, env, error):
 
 
 def test_what_was_not_sent_is_not_reserved(vendor, monkeypatch):
-    monkeypatch.setattr("poetry_iter.teacher.client.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))  # the others wait for their turn
+    monkeypatch.setattr("poetry_iter.teacher.calls.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))  # the others wait for their turn
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-wrong-key-98765")
     t = ask(vendor)
     with pytest.raises(UserError, match="the key is wrong"):
@@ -254,7 +254,7 @@ def test_the_persona_goes_through_the_vendors_cache(vendor):
     t = ask(vendor, concurrency=1)
     usage = [a.usage for a in t.ask(rows)]
     assert [u["cache_write"] > 0 for u in usage] == [True, False, False] and [u["cache_read"] > 0 for u in usage] == [False, True, True]
-    assert vendor.seen[0][1]["system"][0]["cache_control"] == {"type": "ephemeral"}
+    assert next(b for k, b in vendor.seen if k == "messages")["system"][0]["cache_control"] == {"type": "ephemeral"}
     assert t.spent == pytest.approx(vendor.billed)
 
 
@@ -293,7 +293,7 @@ def in_a_child(url, where):
             os.kill(os.getpid(), signal.SIGKILL)
 
         if where == "submit":  # the vendor has taken the batch, its id is not written
-            t.provider.submit = lambda bodies: (submit(bodies), die())
+            t.provider.submit = lambda bodies, name: (submit(bodies, name), die())
         if where == "poll":
             t.provider.poll = die
         if where == "read":  # the results are here, none is read
