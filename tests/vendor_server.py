@@ -119,7 +119,7 @@ class Vendor(ThreadingHTTPServer):
             "output_tokens": body["max_tokens"] if fault == "truncated" else min(body["max_tokens"], len(text) // 3 + 1),
         }
         self.charge(body["model"], usage, share)
-        if fault != "cut_body":
+        if fault not in ("cut_body", "html"):
             self.delivered[hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()] += 1
         if fault == "odd ending":
             stop = "out_of_ink"
@@ -242,7 +242,8 @@ class Handler(BaseHTTPRequestHandler):
         v, b = self.server, self.server.batches[name]
         ended, tally = b["polls"] >= v.batch_polls, dict.fromkeys(("processing", "succeeded", "errored", "expired", "canceled"), 0)
         for r in b["rows"]:
-            tally[r["result"]["type"] if ended else "processing"] += 1
+            kind = r["result"]["type"] if isinstance(r["result"], dict) else "succeeded"
+            tally[("succeeded" if kind not in tally else kind) if ended else "processing"] += 1
         return {"id": name, "type": "message_batch", "processing_status": "ended" if ended else "in_progress", "request_counts": tally,
                 "created_at": b["made"].isoformat(), "expires_at": (b["made"] + timedelta(days=1)).isoformat(),
                 "ended_at": b["made"].isoformat() if ended else None, "results_url": f"{v.url}/v1/messages/batches/{name}/results" if ended else None,
@@ -256,10 +257,10 @@ class Handler(BaseHTTPRequestHandler):
         kind = "models" if self.path.startswith("/v1/models") else "list" if not parts else "results" if parts[-1] == "results" else "poll"
         with v.lock:
             v.seen.append((kind, self.path))
-            fault = v.faults.popleft() if v.faults and v.faults[0].startswith("get:") else None
+            fault = v.faults.popleft() if v.faults and kind != "models" and str(v.faults[0]).startswith("get:") else None
         if fault:
             status, name, headers = FAULTS[fault.removeprefix("get:")]
-            return self.error(status, name, headers=headers)
+            return self.error(status, name, headers={k: self.date_time_string((v.now + timedelta(seconds=2)).timestamp()) if x == "date" else x for k, x in headers.items()})
         if kind == "models":
             if v.models == "list":
                 return self.send(200, {"object": "list", "data": [{"id": m, "type": "model", "object": "model"} for m in MODELS], "has_more": False})

@@ -42,10 +42,10 @@ def find_batch(desk: Desk, call: str) -> str | None:
     row = desk.ledger.open[call]
     known = {r.get("batch") for r in desk.ledger.batches.values()}
     since = datetime.fromisoformat(row["vendor_at"]) - timedelta(minutes=1) if row.get("vendor_at") else datetime.fromisoformat(row["at"]) - timedelta(hours=1)
-    for batch in desk.provider.recent(len(row["rows"]), since):
+    for batch in desk.patiently(desk.provider.recent, len(row["rows"]), since):
         if batch in known: continue
         await_batch(desk, batch)
-        if f'"{call}-'.encode() in desk.provider.results(batch): return batch
+        if f'"{call}-'.encode() in desk.patiently(desk.provider.results, batch): return batch
 
 LONGEST_BATCH = 25 * 3600  # seconds: the vendor ends one within a day
 
@@ -54,7 +54,7 @@ def await_batch(desk: Desk, batch: str, total: int = 0) -> None:
     start = time.monotonic()
     with desk.bar(total) as bar:
         while True:
-            ended, done = desk.provider.poll(batch)
+            ended, done = desk.patiently(desk.provider.poll, batch)
             bar.update(done - bar.n)
             desk.money(bar)
             if ended: return
@@ -89,20 +89,17 @@ def read_results(
     submitted: int,  # rows
 ) -> bytes:
     "The results of a batch, from the disk or the vendor, whole; raises `UserError` when they cannot be had now."
-    path, raw, trouble = desk.store.batch_path(batch), b"", None
+    path = desk.store.batch_path(batch)
     if path.exists() and _whole(raw := path.read_bytes(), call, submitted): return raw
-    for attempt in range(desk.tries):
-        try:
-            await_batch(desk, batch, submitted)
-            raw = scrub(desk.provider.results(batch))
-        except UserError: raise
-        except Exception as e: trouble = desk.judge(e)
-        else:
-            write_bytes(path, raw)
+    try:
+        await_batch(desk, batch, submitted)
+        for attempt in range(desk.tries):
+            write_bytes(path, raw := scrub(desk.patiently(desk.provider.results, batch)))
             if _whole(raw, call, submitted): return raw
             trouble = Trouble(f"{raw.count(chr(10).encode())} of {submitted} rows came", True)
-        if attempt + 1 < desk.tries: desk.rest(trouble, attempt)
-    raise UserError(f"{desk.how}: batch {batch} could not be read ({trouble.reason}); it is not lost: run again. If the vendor no longer has it, `poetry-iter teacher ledger --settle DAYS` gives it up")
+            if attempt + 1 < desk.tries: desk.rest(trouble, attempt)
+        raise UserError(f"{desk.how}: {trouble.reason}; the rest is not lost: run again")
+    except UserError as e: raise UserError(f"{e} (batch {batch}; if the vendor no longer has it, `poetry-iter teacher ledger --settle DAYS` gives it up)") from None
 
 # %% ../../nbs/lib/teacher/04_batches.ipynb #72dbf7ea
 def collect_batch(
@@ -112,9 +109,7 @@ def collect_batch(
 ) -> None:
     "Wait for a batch, read it, keep its answers, settle it."
     row = desk.ledger.open[call]
-    try: batch = row.get("batch") or find_batch(desk, call)
-    except UserError: raise
-    except Exception as e: raise UserError(f"{desk.how}: a batch that may be there could not be looked for ({desk.judge(e).reason}); it is not lost: run again") from None
+    batch = row.get("batch") or find_batch(desk, call)
     if batch is None: return desk.ledger.settle(call, 0.0, reason="never arrived")
     if "batch" not in row: desk.ledger.submitted(call, batch)
     found, strays = split_rows(read_results(desk, call, batch, len(row["rows"])), call)

@@ -7,6 +7,7 @@ __all__ = ['Breaker', 'Desk', 'ask_once', 'ask_direct', 'ask_free', 'recover']
 
 # %% ../../nbs/lib/teacher/03_calls.ipynb #55f08fb3
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from threading import Event, Lock
@@ -105,6 +106,16 @@ class Desk:
     def rest(self, trouble: Trouble, attempt: int) -> None:
         "Wait before the next attempt; not longer than anybody goes on."
         self.breaker.stopped.wait(pause(trouble, attempt))
+
+    def patiently(self, read: Callable, *args):
+        "What a call gives that costs nothing and may be made again; raises `UserError` when the trouble does not pass."
+        for attempt in range(2 + self.tries):
+            try: return read(*args)
+            except UserError: raise
+            except Exception as e:
+                trouble = self.judge(e)
+                if not trouble.again or attempt == 1 + self.tries: raise UserError(f"{self.how}: the vendor could not be read ({trouble.reason}); nothing is lost: run again") from None
+                self.rest(trouble, attempt)
 
     def bar(self, total: int): return tqdm(total=total, desc=self.how, disable=not self.progress, mininterval=0.5)
 

@@ -245,6 +245,7 @@ class Teacher:
         with self.store.alone():
             desk = Desk(self.provider, self.store, self.ledger, self.batch, **self._settings)
             try: answers = self._ask(requests, desk)
+            except UserError as e: raise UserError(str(e)) from None  # what a notebook shows of a failure begins here, and not where a key was in hand
             finally: self.calls += desk.calls
         if desk.short and not partial: self._over_cap(desk, answers)
         return answers

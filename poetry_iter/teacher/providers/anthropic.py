@@ -108,23 +108,20 @@ class Claude(Vendor):
         if not found or not isinstance(found, str): raise ValueError("an answer without the id of a batch")
         return found
 
-    @property
-    def _patient(self): return self.client.with_options(max_retries=5).messages.batches  # reading again costs nothing
-
     def poll(self, batch: str) -> tuple[bool, int]:
         "How far a batch is."
-        said = decode(self._bytes(self._patient.with_raw_response.retrieve(batch)))
+        said = decode(self._bytes(self.client.messages.batches.with_raw_response.retrieve(batch)))
         counts = said.get("request_counts") or {}
         return said.get("processing_status") == "ended", sum(v for k, v in counts.items() if k != "processing" and isinstance(v, int))
 
     def results(self, batch: str) -> bytes:
         "The results of a batch as the vendor sends them, in no order."
-        return self._bytes(self._patient.with_raw_response.results(batch))
+        return self._bytes(self.client.messages.batches.with_raw_response.results(batch))
 
     def recent(self, size: int, since: datetime) -> list[str]:  # ids, the newest first
         "Batches of a size that were made since a time of the vendor's clock: where a batch may be whose id was never heard."
         found = []
-        for b in self._patient.list(limit=100):
+        for b in self.client.messages.batches.list(limit=100):
             if b.created_at < since: break
             c = b.request_counts
             if c.processing + c.succeeded + c.errored + c.expired + c.canceled == size: found.append(b.id)
