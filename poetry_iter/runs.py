@@ -7,7 +7,6 @@ __all__ = ['ADJECTIVES', 'POETS', 'VERSIONED', 'run_name', 'metric_row', 'Run', 
            'make_config', 'check_same', 'drift', 'find_run', 'list_runs', 'compare_runs']
 
 # %% ../nbs/lib/08_runs.ipynb #5253b1ac
-import json
 import math
 import os
 import platform
@@ -15,7 +14,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from .core import UserError, append_jsonl, digest, dumps, read_json, read_text, root, seed_of, write_jsonl
+from .core import UserError, append_jsonl, digest, dumps, read_json, read_jsonl, root, seed_of, write_jsonl
 
 # %% ../nbs/lib/08_runs.ipynb #5b70462e
 ADJECTIVES = """amber ardent austere brazen candid cloudy copper dappled distant drowsy earnest easterly errant feral fervent
@@ -121,14 +120,7 @@ def open_run(run_dir: str | Path) -> Run:
 # %% ../nbs/lib/08_runs.ipynb #f8732c4a
 def _rows(path: Path) -> list[dict]:
     "The whole rows of a file that only grows; a last line that was cut off by a kill does not count."
-    if not path.exists(): return []
-    rows, lines = [], read_text(path).split("\n")[:-1]
-    for n, line in enumerate(lines, 1):
-        try: row = json.loads(line)
-        except (ValueError, RecursionError): row = None
-        if not isinstance(row, dict): raise UserError(f"{path}, line {n}: expected a JSON object, found {line[:60]!r}")
-        rows.append(row)
-    return rows
+    return read_jsonl(path, grows=True)
 
 def _put(path: Path, rows: list[dict], key: tuple[str, ...]) -> None:
     "Append rows, or put them in the place of those with the same key, whole or not at all."

@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ..core import DISK_FULL, UserError, dumps
+from ..core import DISK_FULL, UserError, dumps, plain
 
 # %% ../../nbs/lib/pipeline/03_command_line.ipynb #1f7da6e2
 def _run(args):
@@ -62,10 +62,10 @@ def _runs(args):
 
     for run in list_runs():
         if why := broken(run):
-            print(f"{run.name:<32} cannot be read: {why}")
+            print(plain(f"{run.name:<32} cannot be read: {why}", lines=False))
             continue
         state = "unfinished" if unfinished(run) else "complete"
-        print(f"{run.name:<32} {run.config['experiment']:<10} {state:<11} {len(run.checkpoints())} checkpoints")
+        print(plain(f"{run.name:<32} {run.config['experiment']:<10} {state:<11} {len(run.checkpoints())} checkpoints", lines=False))
 
 # %% ../../nbs/lib/pipeline/03_command_line.ipynb #001252d2
 def _table(rows: list[dict]) -> str:
@@ -99,23 +99,30 @@ def _poems_check(args):
     poems, dropped = load_poems(args.file, strict=False)
     poems, long = _fit(poems, args.model, args.renderer, args.max_tokens, args.description_tokens)
     dropped += long
-    for d in dropped: print(f"dropped  {d.where}: {d.title or '(no title)'}: {d.reason}")
+    for d in dropped: print(plain(f"dropped  {d.where}: {d.title or '(no title)'}: {d.reason}", lines=False))
+    for p in poems:
+        if said := p.extra.get("inferred"): print(plain(f"inferred {p.title}: {said}", lines=False))
     groups = {}
     for p, f in zip(poems, families(poems)): groups.setdefault(f, []).append(p.title)
     for titles in groups.values():
-        if len(titles) > 1: print(f"alike    {' | '.join(titles)}")
+        if len(titles) > 1: print(plain(f"alike    {' | '.join(titles)}", lines=False))
     print(f"{len(poems)} kept in {len(groups)} families of near-duplicates, {len(dropped)} dropped")
     if not poems: raise UserError(f"{args.file}: no poem in it can be used")
 
 def _fit(poems, model, renderer, max_tokens, description_tokens):
     "The poems that the loop would keep, and those too long for it; only the model's tokenizer is loaded."
-    from poetry_iter.engine import ModelSpec, open_renderer
+    from poetry_iter.core import locate
     from poetry_iter.poems import fit
     from poetry_iter.pipeline.experiments import check_model
+    from poetry_iter.renderers import get_renderer, quick_tokenizer
 
     check_model(model)
-    r, context = open_renderer(ModelSpec(name=model, renderer=renderer))
-    return fit(poems, lambda p: r.longest(p, description_tokens), min(max_tokens, context))
+    if quick := quick_tokenizer(locate(model)): r, context = get_renderer(renderer, quick[0]), quick[1]
+    else:
+        from poetry_iter.engine import ModelSpec, open_renderer
+
+        r, context = open_renderer(ModelSpec(name=model, renderer=renderer))
+    return fit(poems, lambda p: r.longest(p, description_tokens), min(max_tokens, context), lambda p: r.at_most(p, description_tokens))
 
 def _poems_fetch(args):
     from poetry_iter.poems import fetch_poems
@@ -129,7 +136,7 @@ def _write(args):
     from poetry_iter.workshop.session import write_main
 
     swap = {"always": True, "never": False}.get(args.swap)
-    print(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet))
+    print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet)))
 
 def _verse(args):
     try: from poetry_iter.verse.cards import verse_main
@@ -170,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
     poems = add("poems", None, "check poems, or fetch some").add_subparsers(metavar="check|fetch", required=True)
     p = poems.add_parser("check", help="what would be kept and dropped, why, and which are near-duplicates")
     p.set_defaults(function=_poems_check)
-    p.add_argument("file", metavar="FILE", help=".jsonl, .json or .txt, or a folder of them")
+    p.add_argument("file", metavar="FILE", help=".jsonl, .json, .txt, .csv, .tsv, .parquet or .arrow, or a folder of them")
     p.add_argument("--max-tokens", type=int, default=6144, metavar="N", help="drop a poem whose rendered sequence is longer (default: %(default)s, or the model's context)")
     p.add_argument("--description-tokens", type=int, default=160, metavar="N", help="room for its description (default: %(default)s)")
     p.add_argument("--model", default="data/model", help="whose tokenizer and context count (default: %(default)s)")
@@ -226,5 +233,5 @@ def _silence(status: int) -> int:
     return status
 
 def _say(what, status: int) -> int:
-    print(f"poetry-iter: {what}", file=sys.stderr)
+    print(plain(f"poetry-iter: {what}"), file=sys.stderr)
     return status
