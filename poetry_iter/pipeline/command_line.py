@@ -109,14 +109,12 @@ def _poems_check(args):
 
 def _fit(poems, model, renderer, max_tokens, description_tokens):
     "The poems that the loop would keep, and those too long for it; only the model's tokenizer is loaded."
-    from poetry_iter.engines.transformers import load_tokenizer
+    from poetry_iter.engine import ModelSpec, open_renderer
     from poetry_iter.poems import fit
-    from poetry_iter.renderers import get_renderer
     from poetry_iter.pipeline.experiments import check_model
 
     check_model(model)
-    tokenizer, context = load_tokenizer(model)
-    r = get_renderer(renderer, tokenizer)
+    r, context = open_renderer(ModelSpec(name=model, renderer=renderer))
     return fit(poems, lambda p: r.longest(p, description_tokens), min(max_tokens, context))
 
 def _poems_fetch(args):

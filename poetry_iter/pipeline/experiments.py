@@ -17,7 +17,8 @@ import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import UserError, check_model_folder, read_json, read_text, root
+from ..core import UserError, read_json, read_text, root
+from ..engines.weights import check_model_folder
 
 # %% ../../nbs/lib/pipeline/01_experiments.ipynb #1c3ebb65
 class StageError(Exception):
