@@ -29,6 +29,15 @@ def test_the_results_are_those_of_outputs_reference():
     assert shown == {run: [str(v) for v in row] for run, row in zip(table.index, table.values.tolist())}, "run nbs/index.ipynb again"
 
 
+def test_runs_kept_as_tables_are_found_by_name():
+    from poetry_iter.display import paired_differences
+    from poetry_iter.runs import find_run
+
+    table = paired_differences([find_run("more-random-both"), find_run("outputs/reference/more-contrast-both")]).round(3)
+    for row in table.itertuples():
+        assert f"| {row.Index} | {row.round} | {row.mean:.3f} | {row.lo:.3f} | {row.hi:.3f} | {row.n} |" in (HOUSE / "README.md").read_text()
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     "A project whose index has one cell of each kind."
