@@ -18,7 +18,7 @@ import unicodedata
 import urllib.parse
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.client import HTTPException
@@ -266,7 +266,7 @@ def _file_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
     if path.suffix.lower() not in READERS: raise UserError(f"{path}: poems are {ENDINGS} files, found {path.suffix or 'no ending'!r}")
     untitled = False
     for n, (where, row) in enumerate(READERS[path.suffix.lower()](path, most), 1):
-        untitled = untitled or n == 1 and not _key(row, TITLE_KEYS)
+        untitled = untitled or (n == 1 and not _key(row, TITLE_KEYS))
         named = not untitled or _key(row, TITLE_KEYS) or not (key := _key(row, TEXT_KEYS))
         yield where, row if named else _titled(row, key, f"{_one_line(path.stem)} {n}")
 

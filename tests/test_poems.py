@@ -102,7 +102,7 @@ def test_damaged_files_are_poems_or_a_sentence():
 def test_plain_is_shown_and_not_obeyed(text):
     said = plain(text)
     assert plain(said).encode() == said.encode() and "\n" not in plain(text, lines=False)
-    assert not [c for c in said if ord(c) < 32 and c not in "\n\t" or 127 <= ord(c) < 160 or 0x202A <= ord(c) <= 0x202E or 0x2066 <= ord(c) <= 0x2069 or c == "\u200b"]
+    assert not [c for c in said if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 or 0x202A <= ord(c) <= 0x202E or 0x2066 <= ord(c) <= 0x2069 or c == "\u200b"]
 
 
 def test_orders_to_a_terminal():
