@@ -3,7 +3,7 @@
     python tests/soak_teacher.py            # each fault at several places of the way
     python tests/soak_teacher.py --short    # at one place
 
-Each row asks twelve requests, and then the same again, as a person would who reads the sentence and runs once more. It fails where a dollar that was charged is not in the ledger, where a
+Each row asks twelve requests (four in short), and then the same again, as a person would who reads the sentence and runs once more. It fails where a dollar that was charged is not in the ledger, where a
 request is paid again though its answer had come whole, or where something else than one sentence ends a run.
 """
 
@@ -22,7 +22,7 @@ from poetry_iter.teacher import calls
 from poetry_iter.teacher.client import make_teacher
 from poetry_iter.teacher.requests import Request
 
-MODEL, CAP, N = "claude-opus-5-5", 2.0, 12
+MODEL, CAP = "claude-opus-5-5", 2.0
 NET = ["cut", "cut_body", "html", "page", "nonsense"]  # a message that never came, came by half, or is none
 ENDINGS = ["truncated", "malformed", "refusal", "empty", *ODD]
 ROWS = [*ENDINGS, "expired", "errored", "canceled", "invalid", "odd name", "odd type", "no result"]
@@ -56,10 +56,10 @@ def setting(v, name):
         v.faults.append("lost")
 
 
-def once(url, folder, batch):
+def once(url, folder, batch, n):
     """Ask; (how the answers ended, the sentence that ended the run, what the ledger says)."""
     t = make_teacher("anthropic", MODEL, cap_dollars=CAP, base_url=url, cache_dir=folder, batch=batch, poll_seconds=0.001, progress=False)
-    asked = [Request(f"r{i}", [{"role": "user", "content": f"Poem {i}?"}], "critique", "v1", 300, check=whole) for i in range(N)]
+    asked = [Request(f"r{i}", [{"role": "user", "content": f"Poem {i}?"}], "critique", "v1", 300, check=whole) for i in range(n)]
     try:
         return [a.ended for a in t.ask(asked)], "", t.spent
     except UserError as e:
@@ -73,20 +73,20 @@ def whole(text):
     return text
 
 
-def run(name, batch, do, fault):
+def run(name, batch, do, fault, n):
     """A row of the table."""
     with serve() as v, tempfile.TemporaryDirectory() as folder:
         do(v, fault)
-        ended, said, _ = once(v.url, folder, batch)
+        ended, said, _ = once(v.url, folder, batch, n)
         first = ended
         if said or any(e in ("failed", "expired") for e in ended):  # a person mends it, and runs again
             v.faults.clear()
             v.row_faults.clear()
             v.ends_early = 0
-        ended, again, spent = once(v.url, folder, batch)
+        ended, again, spent = once(v.url, folder, batch, n)
         texts = [f.read_bytes() for f in Path(folder).rglob("*") if f.is_file()]
         row = {"fault": name, "way": "batch" if batch else "direct", "answered": ended.count("complete"), "set aside": sum(e in ("malformed", "cut", "refused") for e in ended),
-               "left": N - len(ended) + sum(e not in ("complete", "malformed", "cut", "refused") for e in ended), "first run": said or f"{first.count('complete')} answered", "then": again,
+               "left": n - len(ended) + sum(e not in ("complete", "malformed", "cut", "refused") for e in ended), "first run": said or f"{first.count('complete')} answered", "then": again,
                "charged": v.billed, "ledger": spent, "paid twice": v.paid_twice}  # fmt: skip
         row["wrong"] = ("a dollar is missing; " if v.billed > spent + 1e-9 else "") + ("over the cap; " if spent > CAP else "") + ("paid twice; " if v.paid_twice else "")
         row["wrong"] += ("the key is in a file; " if any(KEY.encode() in t for t in texts) or KEY in said + again else "") + ("not finished; " if row["left"] or again else "")
@@ -103,7 +103,7 @@ def soak(short=False, only="", show=print):
         for name, batch, do, fault in scenarios(short):
             if only not in name:
                 continue
-            rows.append(r := run(name, batch, do, fault))
+            rows.append(r := run(name, batch, do, fault, 4 if short else 12))
             show(f"{name:<38} {r['way']:<6} {r['answered']:>8} {r['set aside']:>5} {r['left']:>4} {r['charged']:>9.4f} {r['ledger']:>9.4f} {r['paid twice']:>5}  {r['first run'][:110]}" + (f"  WRONG: {r['wrong']}{r['then']}" if r["wrong"] else ""))
     finally:
         calls.pause = kept

@@ -11,7 +11,7 @@ from conftest import HOUSE
 
 from poetry_iter.core import UserError
 from poetry_iter.pipeline.command_line import main
-from poetry_iter.pipeline.experiments import check_model
+from poetry_iter.pipeline.parameters import check_model
 
 
 def row(title="A", content="one line\nand another"):
@@ -27,7 +27,9 @@ POEM_FILES = {  # name: (content, what the sentence says)
     "no-text.jsonl": (row() + "\n" + json.dumps({"title": "B"}) + "\n", "line 3: no poem"),
     "number.jsonl": (json.dumps({"title": "B", "content": 7}), "line 1: `content` is int, expected text"),
     "list.jsonl": ("[1, 2]\n", "line 1: expected a JSON object"),
-    "wrong.csv": ("title,content\n", "poems are .jsonl, .json or .txt files, found '.csv'"),
+    "empty.csv": ("title,content\n", "no poem in it"),
+    "wrong.doc": ("a poem", "poems are .jsonl, .json, .txt, .csv, .tsv, .parquet or .arrow files, found '.doc'"),
+    "columns.csv": ("title,stanza\nA,b\n", "no column for the poem; found title, stanza"),
     "html.jsonl": (row(content="a<br>b"), "HTML"),
     "object.json": ("[1]", "row 1: expected an object"),
     "not-a-number.jsonl": (row()[:-2] + ', "score": NaN}', "line 1: `score` holds what is no JSON"),
@@ -71,7 +73,7 @@ SETTINGS = {  # what is given: what the sentence says
     "run_dir=x": "run_dir: the runner gives it",
     "num_candidates": "expected name=value",
     "poems=nowhere.jsonl": "nowhere.jsonl: there is no such file",
-    "poems=nbs/loop": "no .jsonl, .json or .txt file in this folder",
+    "poems=nbs/loop": "no .jsonl, .json, .txt, .csv, .tsv, .parquet or .arrow file in this folder",
     "model=data/nowhere": "model data/nowhere: there is no such folder",
     "model=nowhere": "model nowhere: there is no such folder",
     "model=nbs": "the folder has no config",

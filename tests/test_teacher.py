@@ -385,10 +385,10 @@ def test_a_key_that_is_said_again_stands_nowhere(vendor, tmp_path, batch):
 
     vendor.models = "missing"
     vendor.faults.append("echo the key")
-    with pytest.raises(UserError, match=r"the key is wrong \(401: invalid x-api-key \[(ANTHROPIC|OPENAI)_API_KEY\]\)") as e:
+    with pytest.raises(UserError, match=r"the key is wrong \(401: invalid x-api-key …\)") as e:
         ask(vendor, batch=batch).ask(requests())
     shown = "\n".join(AutoFormattedTB(mode="Verbose", theme_name="nocolor").structured_traceback(e.type, e.value, e.tb))
-    assert KEY not in shown and "AuthenticationError" not in shown
+    assert KEY not in shown and e.value.__suppress_context__
     vendor.answer = lambda body: f"Your key is {KEY}."
     assert [a.ended for a in ask(vendor, batch=batch).ask(requests(2))] == ["complete"] * 2
     files = [f for f in tmp_path.rglob("*") if f.is_file() and f.name != ".env"]
@@ -400,10 +400,10 @@ def test_keys_are_scrubbed_wherever_they_come_from(tmp_path, monkeypatch):
 
     odd = 'odd"and\\long-enough'
     monkeypatch.setenv("PARLOUR_TOKEN", odd)
-    assert scrub(f"{json.dumps(odd)} odd%22and%5Clong-enough {odd}") == '"[PARLOUR_TOKEN]" [PARLOUR_TOKEN] [PARLOUR_TOKEN]'
-    assert scrub(KEY) in ("[OPENAI_API_KEY]", "[ANTHROPIC_API_KEY]")
+    assert scrub(f"{json.dumps(odd)} odd%22and%5Clong-enough {odd}") == '"…" … …'
+    assert scrub(KEY) == "…"
     (tmp_path / ".env").write_bytes(b"ANTHROPIC_API_KEY=d\xfcrr\n")
-    assert scrub("odd%22and%5Clong-enough") == "[PARLOUR_TOKEN]"
+    assert scrub("odd%22and%5Clong-enough") == "…"
     with pytest.raises(UserError, match=r"\.env: not UTF-8"):
         make_teacher("anthropic", MODEL, cap_dollars=1, base_url="http://127.0.0.1:9", progress=False).ask(requests())
 
@@ -633,3 +633,10 @@ def test_the_local_model_is_opened_as_it_was_asked_for():
 
     t = make_teacher("local", ModelSpec(name="Qwen/Qwen2.5-7B-Instruct", engine="unsloth", load_in_4bit=True, renderer="thinking"), progress=False)
     assert (t.provider.spec.load_in_4bit, t.provider.spec.engine, t.provider.spec.renderer) == (True, "unsloth", "thinking")
+
+
+def test_every_fault_in_short(capsys):
+    """The table of `tests/soak_teacher.py`, each fault at one place: nothing is paid twice, no dollar is missing, every ending is a sentence."""
+    from soak_teacher import soak
+
+    assert soak(short=True) == [], capsys.readouterr().out

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import UserError, digest, dumps, root
+from ..core import UserError, digest, dumps, workplace
 from ..engine import Engine, ModelSpec
 from .batches import ask_in_batches, collect_batch
 from .calls import Desk, ask_direct, ask_free, recover
@@ -191,7 +191,7 @@ class Teacher:
         self,
         provider,  # a `Provider`
         cap_dollars: float = 0.0,
-        cache_dir: str | Path | None = "outputs/teacher",  # relative to the root; None: nothing is kept
+        cache_dir: str | Path | None = "outputs/teacher",  # relative to the workplace; None: nothing is kept
         account: str = "default",  # whose money the cap counts: a run's name
         batch: bool = False,
         concurrency: int = 4,  # calls at a time
@@ -205,7 +205,7 @@ class Teacher:
         if cache_dir is None and provider.paid: raise UserError(f"provider {provider.name}: paid answers are always kept; give a cache_dir")
         self.provider, self.cap, self.account, self.batch, self.calls = provider, cap_dollars, account, batch, 0
         self._settings = {"concurrency": concurrency, "tries": tries, "poll_seconds": poll_seconds, "batch_size": batch_size, "progress": progress}
-        self.store = Store(None if cache_dir is None or not provider.stored else root() / cache_dir)
+        self.store = Store(None if cache_dir is None or not provider.stored else workplace() / cache_dir)
 
     def __repr__(self): return f"Teacher({self.how}, ${self.spent:.4f} of ${self.cap:.2f})"
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import RLock
 
-from ..core import UserError, append_jsonl, dumps, read_json, read_text, root, scrub, write_bytes, write_text
+from ..core import UserError, append_jsonl, dumps, read_json, read_jsonl, scrub, workplace, write_bytes, write_text
 
 # %% ../../nbs/lib/teacher/02_ledger.ipynb #61bb2b42
 class Ledger:
@@ -84,9 +84,8 @@ def now() -> str:
 
 def _whole_rows(path: Path) -> list[dict]:
     "The rows of a file that only grows; what a kill left of the last one does not count."
-    if not path.exists(): return []
-    try: return [json.loads(line) for line in read_text(path).split("\n")[:-1] if line]
-    except json.JSONDecodeError as e: raise UserError(f"{path}: a line is no JSON: {e.doc[:60]!r}; this file says what was paid: mend the line") from e
+    try: return read_jsonl(path, grows=True)
+    except UserError as e: raise UserError(f"{e}; this file says what was paid: mend the line") from e
 
 # %% ../../nbs/lib/teacher/02_ledger.ipynb #1f52e6f8
 class Store:
@@ -136,7 +135,7 @@ class Store:
                 fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
-# %% ../../nbs/lib/teacher/02_ledger.ipynb #b4b2e335
+# %% ../../nbs/lib/teacher/02_ledger.ipynb #b1f5e724
 @dataclass(frozen=True)
 class OpenCall:
     "A reservation that nothing has settled."
@@ -155,12 +154,12 @@ def open_calls(ledger: Ledger) -> list[OpenCall]:
     return sorted(found, key=lambda o: -o.days)
 
 def ledger_main(
-    cache_dir: str | Path = "outputs/teacher",  # relative to the root
+    cache_dir: str | Path = "outputs/teacher",  # relative to the workplace
     settle: float | None = None,  # days: settle what has been open for longer
     unbilled: bool = False,  # settle it at nothing, for the vendor's bill says that it was not charged
 ) -> str:
     "What `poetry-iter teacher ledger` prints."
-    folder = root() / cache_dir
+    folder = workplace() / cache_dir
     if not (folder / "ledger.jsonl").exists(): return f"{folder / 'ledger.jsonl'}: nothing was ever reserved here"
     if settle is None: return _ledger_table(Ledger(folder / "ledger.jsonl"), folder)
     if not 0 <= settle < 1e5: raise UserError(f"teacher ledger: --settle is in days, 0 or more, found {settle:g}")
@@ -174,6 +173,6 @@ def _ledger_table(ledger: Ledger, folder: Path) -> str:
     found = open_calls(ledger)
     accounts = sorted({*ledger.totals, *(o.account for o in found)})
     lines = [f"{a:<32} ${ledger.totals.get(a, 0.0):>9.4f} paid  ${sum(o.dollars for o in found if o.account == a):>9.4f} open" for a in accounts]
-    lines += [f"open {o.days:7.1f} days  ${o.dollars:>9.4f}  {o.requests:>5} {'request ' if o.requests == 1 else 'requests'}  {o.account}  {o.call}" + (f"  batch {o.batch}" if o.batch else "") for o in found]
+    lines += [f"open {o.days:7.1f} days  ${o.dollars:>9.4f}  {o.requests:>5} {'request ' if o.requests == 1 else 'requests'}  {o.account}" + (f"  batch {o.batch}" if o.batch else "") for o in found]
     more = "\nAn open call counts in full under its account's cap. A batch is read when its run goes on; a call that was killed is not: --settle DAYS closes what is older." if found else ""
     return "\n".join(lines) + more

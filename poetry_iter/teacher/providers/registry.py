@@ -22,7 +22,7 @@ from pkgutil import iter_modules
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from ...core import UserError, known_keys, root, scrub
+from ...core import UserError, known_keys, scrub, workplace
 from ...engine import Engine, ModelSpec
 from ..requests import Price, Reply, Request, parse_prices, price_of
 
@@ -128,8 +128,8 @@ def read_key(
 ) -> str:
     "A key from the environment or from `.env`; raises `UserError` when there is none, or when it cannot be one."
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|SECRET)", name): raise UserError("key_name: expected the name of a variable that ends in KEY, TOKEN or SECRET, as DEEPSEEK_API_KEY, and never the key itself")
-    key = known_keys().get(name)
-    if not key: raise UserError(f"no {name}: set it in the environment or in {root() / '.env'}, or choose provider: shipped or local, which need none")
+    key = known_keys(strict=True).get(name)
+    if not key: raise UserError(f"no {name}: set it in the environment or in {workplace() / '.env'}, or choose provider: shipped or local, which need none")
     odd = next((c for c in key if not "!" <= c <= "~"), None)
     if odd: raise UserError(f"{name}: {'a line break' if odd in chr(10) + chr(13) else 'a space' if odd.isspace() else f'the character U+{ord(odd):04X}'} stands in it, which no key has; copy it again, one line of plain characters")
     return key

@@ -9,7 +9,7 @@ __all__ = ['SHIPPED', 'SHIPPED_KIND', 'shipped_rows', 'Shipped']
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...core import UserError, digest, iter_jsonl, root
+from ...core import UserError, digest, iter_jsonl, locate
 from ...poems import words
 from .registry import ProviderKind, Wanted, register
 from ..requests import Price, Reply, Request
@@ -27,12 +27,12 @@ SHIPPED = {  # task: file, what a row is found by, the answer's key
 
 def shipped_rows(
     task: str,
-    annotated: str | Path = "data/annotated",  # relative to the root
+    annotated: str | Path = "data/annotated",  # relative to the workplace or the house
 ) -> list[dict]:
     "The rows of a task's file; raises `UserError` for a file that is missing, cut, or has other keys."
     if task not in SHIPPED: raise UserError(f"provider shipped: no answers ship for the task {task!r}; there are {', '.join(SHIPPED)}")
     file, finds, answer = SHIPPED[task]
-    path, needed = root() / annotated / file, {answer, *(k for keys in finds for k in keys)}
+    path, needed = locate(Path(annotated) / file), {answer, *(k for keys in finds for k in keys)}
     rows = []
     for n, row in iter_jsonl(path):
         bad = [k for k in sorted(needed) if not isinstance(row.get(k), str) or not row[k].strip()]
