@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISK_FULL', 'UserError', 'root', 'house', 'workplace', 'locate', 'shared_data', 'scrub', 'dumps', 'write_bytes',
            'write_text', 'write_json', 'write_jsonl', 'read_text', 'read_json', 'first_line', 'iter_jsonl',
-           'read_jsonl', 'append_jsonl', 'check_model_folder', 'digest', 'seed_of', 'seed_all']
+           'read_jsonl', 'append_jsonl', 'digest', 'seed_of']
 
 # %% ../nbs/lib/00_core.ipynb #cbe31b0e
 import errno
@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import random
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -60,7 +59,7 @@ def shared_data(
     path = root().parent / "shared" / "data" / name
     return path if path.exists() else None
 
-# %% ../nbs/lib/00_core.ipynb #8c4a8b37
+# %% ../nbs/lib/00_core.ipynb #908b52f3
 def scrub(text: str) -> str:
     "The text with … for each key of the environment or `.env`: the values of names that end in _API_KEY or _TOKEN."
     keys = [v for name, v in {**_dot_env(), **os.environ}.items() if name.upper().endswith(("_API_KEY", "_TOKEN"))]
@@ -182,25 +181,6 @@ def append_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
         raise UserError(f"cannot write {path}: {e.strerror or e}; it is as it was. Free some space or name another place") from e
     return path
 
-# %% ../nbs/lib/00_core.ipynb #9fad9679
-def check_model_folder(path: str | Path) -> None:
-    "Raise `UserError` when a folder is not a whole model: config, weights and tokenizer."
-    needs = {"config": ["config.json"], "weights": ["*.safetensors", "*.bin"], "tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"]}
-    for what, patterns in needs.items():
-        if not any(f for p in patterns for f in Path(path).glob(p)):
-            raise UserError(f"model {path}: the folder has no {what} ({' or '.join(patterns)}); name a whole model")
-    for file in Path(path).glob("*.safetensors"): _check_safetensors(file)
-
-def _check_safetensors(path: Path) -> None:
-    "A safetensors file says how long it is; one that was cut off while it was copied is shorter."
-    try:
-        with open(path, "rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            head = json.loads(f.read(size)) if size < 1 << 28 else None
-        end = 8 + size + max(t["data_offsets"][1] for k, t in head.items() if k != "__metadata__")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError): raise UserError(f"{path}: not a safetensors file; copy the model again") from None
-    if path.stat().st_size < end: raise UserError(f"{path}: {path.stat().st_size} bytes of {end}: the file was cut off; copy the model again")
-
 # %% ../nbs/lib/00_core.ipynb #6b061a99
 def digest(
     obj,  # bytes, text, or anything that JSON can hold
@@ -215,12 +195,3 @@ def seed_of(
 ) -> int:  # in [0, 2**63)
     "A seed that depends on every part and on nothing else."
     return int(digest([str(p) for p in parts]), 16) >> 1
-
-def seed_all(seed: int) -> None:
-    "Seed Python, numpy and torch."
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -52,7 +52,7 @@ def poem_cards(
     "What was written from a description, beside the true poem."
     cards = []
     for r in written:
-        true = poems[r["poem"]]
+        true = poems[r["poem_id"]]
         cards += [text_card("description", r["description"]), text_card(f"written: {r['title']}", r["content"], f"ended: {r['ended']}", "#7a5cc4"),
                   text_card(f"true: {true.title}", true.content, true.author)]
     return side_by_side(cards)
@@ -72,7 +72,7 @@ def scored_cards(rows: list[dict], poems: dict[str, Poem], by: str = "gain") -> 
     known = sorted((r for r in rows if r.get(by) is not None), key=lambda r: r[by])
     cards = []
     for which, r in (("best", known[-1]), ("worst", known[0])) if known else ():
-        p = poems[r["poem"]]
+        p = poems[r["poem_id"]]
         cards += [text_card(f"{which} by {by.replace('_', ' ')}", r["description"], _figures(r), "#2a9d5c" if which == "best" else "#d1495b"), text_card(p.title, p.content, p.author)]
     return side_by_side(cards)
 
@@ -83,7 +83,7 @@ def ledger_cards(
 ) -> HTML:
     "Winners beside losers, poem by poem, with the reason of each verdict."
     by_poem = {}
-    for r in ledger: by_poem.setdefault(r["poem"], []).append(r)
+    for r in ledger: by_poem.setdefault(r["poem_id"], []).append(r)
     gains = lambda rows: [r["gain"] for r in rows if r["gain"] is not None] or [0]
     cards = []
     for p in sorted(by_poem, key=lambda p: min(gains(by_poem[p])) - max(gains(by_poem[p])))[:most]:
@@ -246,7 +246,7 @@ def paired_differences(
 
     from poetry_iter.scoring import bootstrap
 
-    values = lambda run, n: {r["poem"]: r[name] for r in load_round(run, n, "held_out") if r.get(name) is not None}
+    values = lambda run, n: {r["poem_id"]: r[name] for r in load_round(run, n, "held_out") if r.get(name) is not None}
     rows = []
     for n in rounds_of(runs[0]):
         base = values(runs[0], n)

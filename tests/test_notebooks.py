@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from poetry_iter.pipeline.experiments import check_parameters, declared_parameters, find_experiments, get_experiment, load_stages, read_profile, read_stage
-from poetry_iter.pipeline.parameters import GIVEN, Choices, Interval, names_in, resolve
+from poetry_iter.pipeline.parameters import GIVEN, Choices, Range, names_in, resolve
 from poetry_iter.pipeline.plans import reckon
 
 HOUSE = Path(__file__).resolve().parents[1]
@@ -126,7 +126,7 @@ def test_the_stages_of_an_experiment_agree(folder):
     for k, p in everything.items():
         if isinstance(p.domain, Choices):
             assert len(p.domain.all()) > 1
-        if isinstance(p.domain, Interval) and isinstance(p.domain.high, str):
+        if isinstance(p.domain, Range) and isinstance(p.domain.high, str):
             assert p.domain.high in everything, f"{k}: {p.domain} names no parameter"
     needed = {name for rule in experiment.rules.values() for name in names_in(rule["holds"])} | names_in(experiment.rounds) | experiment.skips.keys()
     assert needed <= everything.keys()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #cf4dd57b
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #24d6e6f1
 import argparse
 import errno
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..core import DISK_FULL, UserError, dumps
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #81b2fc95
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #c00d196d
 def _run(args):
     from poetry_iter.pipeline.runner import run_experiment
 
@@ -60,7 +60,7 @@ def _runs(args):
         state = "unfinished" if unfinished(run) else "complete"
         print(f"{run.name:<32} {run.config['experiment']:<10} {state:<11} {len(run.checkpoints())} checkpoints")
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #ce506bfa
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #cc6bd086
 def _table(rows: list[dict]) -> str:
     "Rows as lines of text, in columns."
     table = [list(rows[0]), *([str(v) for v in row.values()] for row in rows)] if rows else []
@@ -84,7 +84,7 @@ def _models(args):
     print(_table(model_table(args.vram, args.tokens)))
     print(f"\nGiB, estimated, with {args.tokens} tokens held at once (in the cache, or in a batch of training)" + (f"; fits: in {args.vram:g} GiB" if args.vram else ""))
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #d61fa794
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #da588cd9
 def _poems_check(args):
     from poetry_iter.poems import families, load_poems
 
@@ -102,14 +102,12 @@ def _poems_check(args):
 
 def _fit(poems, model, renderer, max_tokens, description_tokens):
     "The poems that the loop would keep, and those too long for it; only the model's tokenizer is loaded."
-    from poetry_iter.engines.transformers import load_tokenizer
-    from poetry_iter.poems import fit
-    from poetry_iter.renderers import get_renderer
+    from poetry_iter.engine import ModelSpec, open_renderer
     from poetry_iter.pipeline.parameters import check_model
+    from poetry_iter.poems import fit
 
     check_model(model)
-    tokenizer, context = load_tokenizer(model)
-    r = get_renderer(renderer, tokenizer)
+    r, context = open_renderer(ModelSpec(name=model, renderer=renderer))
     return fit(poems, lambda p: r.longest(p, description_tokens), min(max_tokens, context))
 
 def _poems_fetch(args):
@@ -132,7 +130,7 @@ def _verse(args):
 
     print(verse_main(args.file, args.json, color=sys.stdout.isatty()))
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #f2da6768
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #d5faf2b5
 def parser() -> argparse.ArgumentParser:
     "The command line's grammar."
     main = argparse.ArgumentParser("poetry-iter", description="Teach language models to write poems, and see what came of it.")

@@ -7,10 +7,12 @@ __all__ = ['alike', 'match_poems', 'critique_items', 'pair_items', 'easy_items',
 
 # %% ../../nbs/lib/workshop/03_questions.ipynb #1957afcf
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from .tasks import poem_text, read_poem
 from ..core import UserError, read_jsonl, root, seed_of
+from ..engine import ModelSpec, spec_of
 from .gate import load_annotations
 from ..poems import Poem, words
 from ..runs import StagePlan
@@ -130,18 +132,16 @@ def open_teacher(
     batch: bool = False,
     base_url: str = "",
     annotations: str | Path = "data/annotated",
-    base: str = "",  # the local model, under the interim educator
-    renderer: str = "chat",
-    engine: str = "transformers",
+    base: ModelSpec | None = None,  # the local model, under the interim educator
 ):  # a `Teacher`
     "The teacher for a task of this run."
     from poetry_iter.teacher.client import make_teacher
 
     if provider in ("interim", "local"):
-        adapter = run.path / "interim_educator" if provider == "interim" else None
-        if adapter and not adapter.exists(): raise UserError(f"provider interim: {adapter} is not there; run the stage 2_interim_educator, or name another provider")
-        base = model or base
-        return make_teacher("local", str(root() / base) if (root() / base).exists() else base, cache_dir=None, adapter=adapter, renderer=renderer, engine=engine)
+        rows = {c["name"]: c for c in run.checkpoints()}
+        if provider == "interim" and provider + "_educator" not in rows: raise UserError(f"provider interim: {run.name} has trained no interim educator; run the stage 2_interim_educator, or name another provider")
+        base = replace(base or ModelSpec(), name=model or (base or ModelSpec()).name)
+        return make_teacher("local", base.on(spec_of(rows["interim_educator"], run.path).adapter) if provider == "interim" else base, cache_dir=None)
     return make_teacher(provider, model or None, cap_dollars, account=run.name, batch=batch, base_url=base_url or None, annotated=annotations)
 
 def planned(teacher, requests: dict[str, list]) -> StagePlan:
