@@ -67,11 +67,11 @@ class Project:
         out, err = process.communicate()
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
-    def stage(self, name: str, *sources: str) -> None:
-        """Write a stage of the small experiment."""
-        cells = [nbformat.v4.new_code_cell(s) for s in sources]
+    def stage(self, name: str, *sources: str, folder: Path | None = None) -> None:
+        """Write a stage of the small experiment, or of one in a folder; a source that begins with # is text."""
+        cells = [nbformat.v4.new_markdown_cell(s) if s.startswith("#") else nbformat.v4.new_code_cell(s) for s in sources]
         cells[0].metadata["tags"] = ["parameters"]
-        folder = self.path / "nbs/tiny"
+        folder = folder or self.path / "nbs/tiny"
         folder.mkdir(parents=True, exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
 
@@ -96,6 +96,28 @@ def tiny(tmp_path):
         project.stage(name, *sources)
     (tmp_path / "nbs/tiny/experiment.yaml").write_text(EXPERIMENT)
     yield project
+    project.end()
+
+
+@pytest.fixture
+def folder_experiment(tmp_path_factory):
+    """A place to work in that is no project, and an experiment of two stages in a folder elsewhere."""
+    place, folder = tmp_path_factory.mktemp("place"), tmp_path_factory.mktemp("tower")
+    (place / "command.py").write_text(COMMAND)
+    project = Project(place, place / "command.py")
+    (folder / "experiment.yaml").write_text("question: how high is the tower?\nfirst: [1_base]\neach: [2_brick]\nrounds: bricks\nestimate:\n  1_base: {rows: 1, tokens: 0}\n")
+    log = "from poetry_iter.runs import open_run\nopen_run(run_dir).log"
+    project.stage("1_base", "run_dir = 'x'  # folder of the run", f"{log}(0, 'base', {{'height': 0}})", folder=folder)
+    project.stage(
+        "2_brick",
+        "run_dir = 'x'  # folder of the run\nround = 1  # the first is 1\nbricks = 3  # [1, 9] to lay",
+        "## Plan",
+        "f'lay {bricks} bricks'",
+        "## Work",
+        f"{log}(round, 'brick', {{'height': 2 * round}})",
+        folder=folder,
+    )
+    yield project, folder
     project.end()
 
 

@@ -15,9 +15,13 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from conftest import wait_for
+from conftest import HOUSE, wait_for
 
+from poetry_iter.core import house as house_folder
+from poetry_iter.core import workplace
 from poetry_iter.pipeline.command_line import main
+from poetry_iter.pipeline.experiments import get_experiment
+from poetry_iter.pipeline.plans import plan_run
 
 WHOLE = ["1_start.ipynb", "3_end.ipynb", "round_001/2_add.ipynb", "round_002/2_add.ipynb"]
 
@@ -69,6 +73,51 @@ def test_a_run_from_start_to_report(tiny):
     assert [line.split()[:3] for line in listed] == [["a", "tiny", "complete"], ["b", "tiny", "complete"]]
     table = [line.split()[-3:] for line in tiny.cli("runs", "compare", "a", "b").stdout.splitlines()]
     assert ["step", "5", "7"] in table and ["add/sum", "10", "7"] in table
+
+
+def test_an_experiment_in_a_folder_needs_no_change_to_the_library(folder_experiment):
+    project, folder = folder_experiment
+    done = project.cli("run", str(folder), "--dry-run", "-p", "bricks=3")
+    assert done.returncode == 0, done.stderr
+    assert "how high is the tower?" in done.stdout and "2_brick" in done.stdout and "lay 3 bricks" in done.stdout
+    assert not (project.path / "outputs").exists(), "a dry run leaves nothing behind"
+    done = project.cli("run", str(folder), "--run", "a", "-p", "bricks=3")
+    assert (done.returncode, done.stdout) == (0, "outputs/a\n"), done.stderr  # it has no report
+    assert project.metrics("a") == {(0, "height"): 0, (1, "height"): 2, (2, "height"): 4, (3, "height"): 6}
+    assert project.cli("runs").stdout.split()[:3] == ["a", str(folder), "complete"]
+    wrong = project.cli("run", str(folder), "-p", "bricks=10")
+    assert wrong.returncode == 2 and "bricks: expected a number in [1, 9], found 10" in wrong.stderr
+    (folder / "experiment.yaml").write_text("first: [1_base, 3_none]\n")
+    assert "3_none.ipynb: there is no such file" in project.cli("run", str(folder)).stderr
+
+
+def test_stages_that_declare_one_name_declare_it_alike(tiny):
+    tiny.stage("3_end", "run_dir = 'x'  # folder\nrounds = 2  # [1, 99] how many\nstep = 1  # [1, inf) other", "print(run_dir, rounds, step)")
+    done = tiny.cli("run", "tiny")
+    assert done.returncode == 2 and "step: 2_add declares 1 in [0, inf), 3_end declares 1 in [1, inf); expected the same in both" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["loop", "embedded", "verse"])
+def test_a_dry_run_of_every_experiment_is_a_plan(house, monkeypatch, name):
+    monkeypatch.chdir(house.path)
+    plan = plan_run(name)
+    assert [s.stage for s in plan.steps] == list(get_experiment(name).stages)
+    assert plan.dollars == 0 and all(s.rows is not None or s.text for s in plan.steps)
+    assert "memory: " in str(plan) and not (house.path / "outputs").exists()
+
+
+def test_a_plan_tells_the_time_of_an_earlier_run(tiny):
+    assert tiny.cli("run", "tiny", "--run", "a", "-p", "rounds=1").returncode == 0
+    done = tiny.cli("run", "tiny", "--dry-run", "-p", "rounds=4")
+    assert done.returncode == 0 and "time: as long as a took" in done.stdout, done.stderr
+    assert tiny.notebooks("a") == WHOLE[:3] and [p.name for p in (tiny.path / "outputs").iterdir()] == ["a"]
+
+
+def test_the_loop_can_be_run_from_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert workplace() == tmp_path and house_folder() == HOUSE
+    assert plan_run("loop").steps and main(["runs"]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_profile_by_name_and_by_file(tiny):
