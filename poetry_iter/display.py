@@ -17,9 +17,9 @@ from pathlib import Path
 
 from IPython.display import HTML
 
-from .core import UserError, read_jsonl, write_text
+from .core import UserError, write_text
 from .poems import Poem, load_poems
-from .runs import Run
+from .runs import Run, reference_runs
 
 # %% ../nbs/lib/09_display.ipynb #3bcd028b
 _CARD = "flex:1 1 17em;max-width:34em;border:1px solid #8886;border-radius:6px;padding:.7em .9em;margin:.3em;{}"
@@ -210,15 +210,14 @@ def table(
     return m.pivot_table(index="round", columns="name", values="value", aggfunc="last").reindex(columns=names).astype(float)
 
 def results_table(
-    folder: str | Path,  # a folder of runs: of each, config.json and metrics.jsonl are enough
+    folder: str | Path,  # with the two tables of `keep_reference`, or a folder of runs
 ):  # DataFrame: a row a run
     "What each run was, its held-out gain over another poem's description at the start and at the end, and the change, paired by poem."
     import pandas as pd
 
     span = lambda t, name: f"{t[name]:+.3f} [{t[name + '_lo']:+.3f}, {t[name + '_hi']:+.3f}]"
     rows = []
-    for path in sorted(p.parent for p in Path(folder).glob("*/metrics.jsonl")):
-        run = Run(path)
+    for run in reference_runs(folder) or [Run(p.parent) for p in sorted(Path(folder).glob("*/metrics.jsonl"))]:
         said, names = run.config["parameters"], [n + e for n in ("gain", "gain_over_other", "change_gain_over_other") for e in ("", "_lo", "_hi")]
         t, selected = table(run, "evaluate", [*names, "poems"]), table(run, "select", ["guard_changed"])
         first, last = t.iloc[0], t.iloc[-1]
@@ -316,8 +315,7 @@ def load_round(
     name: str = "ledger",  # candidates, scored, ledger, winners, held_out or written
 ) -> list[dict]:  # empty where the stage has not run
     "The rows that a stage wrote in a round."
-    path = run.round(round, make=False) / f"{name}.jsonl"
-    return read_jsonl(path) if path.exists() else []
+    return run.rows(f"round_{round:03d}/{name}.jsonl")
 
 def run_poems(run: Run) -> dict[str, Poem]:
     "The poems of a run, by id; `extra['split']` says on which side each stands."

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['ADJECTIVES', 'POETS', 'VERSIONED', 'PLAN_TYPE', 'run_name', 'MetricRow', 'metric_row', 'RunConfig', 'Run', 'open_run',
            'versions', 'git_state', 'poems_hash', 'count_threads', 'make_config', 'check_same', 'drift', 'StagePlan',
-           'find_run', 'list_runs', 'compare_runs']
+           'keep_reference', 'ReferenceRun', 'reference_runs', 'find_run', 'list_runs', 'compare_runs']
 
 # %% ../nbs/lib/08_runs.ipynb #5253b1ac
-import json
 import math
 import os
 import platform
@@ -18,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from .core import UserError, append_jsonl, digest, dumps, house, locate, read_json, read_text, seed_of, workplace, write_jsonl
+from .core import UserError, append_jsonl, digest, dumps, house, locate, read_json, read_jsonl, read_text, seed_of, workplace, write_jsonl
 from .engine import Checkpoint
 
 # %% ../nbs/lib/08_runs.ipynb #5b70462e
@@ -124,7 +123,7 @@ class Run:
         "`metrics.jsonl` as a table."
         import pandas as pd
 
-        return pd.DataFrame(_rows(self.path / "metrics.jsonl"), columns=["round", "stage", "name", "value", "reason"])
+        return pd.DataFrame(self.rows("metrics.jsonl"), columns=["round", "stage", "name", "value", "reason"])
 
     def add_checkpoint(
         self,
@@ -134,9 +133,16 @@ class Run:
         _put(self.path / "checkpoints.jsonl", [row], ("name",))
         return row
 
-    def checkpoints(self) -> list[dict]:
+    def checkpoints(self) -> list[Checkpoint]:
         "The rows of `checkpoints.jsonl`, the latest last."
-        return _rows(self.path / "checkpoints.jsonl")
+        return self.rows("checkpoints.jsonl")
+
+    def rows(
+        self,
+        file: str,  # as round_001/held_out.jsonl
+    ) -> list[dict]:  # empty where there is no such file
+        "The rows of one of its files."
+        return _rows(self.path / file)
 
     def __repr__(self): return f"Run({self.name}: {self.config.get('experiment', 'by hand')}, {len(self.checkpoints())} checkpoints)"
 
@@ -147,14 +153,7 @@ def open_run(run_dir: str | Path) -> Run:
 # %% ../nbs/lib/08_runs.ipynb #f8732c4a
 def _rows(path: Path) -> list[dict]:
     "The whole rows of a file that only grows; a last line that was cut off by a kill does not count."
-    if not path.exists(): return []
-    rows, lines = [], read_text(path).split("\n")[:-1]
-    for n, line in enumerate(lines, 1):
-        try: row = json.loads(line)
-        except (ValueError, RecursionError): row = None
-        if not isinstance(row, dict): raise UserError(f"{path}, line {n}: expected a JSON object, found {line[:60]!r}")
-        rows.append(row)
-    return rows
+    return read_jsonl(path, grows=True)
 
 def _put(path: Path, rows: list[dict], key: tuple[str, ...]) -> None:
     "Append rows, or put them in the place of those with the same key, whole or not at all."
@@ -248,14 +247,75 @@ class StagePlan:
 
     def _repr_mimebundle_(self, include=None, exclude=None): return {"text/plain": self.text, PLAN_TYPE: {k: v for k, v in vars(self).items() if k != "text"}}
 
+# %% ../nbs/lib/08_runs.ipynb #0034489d
+def keep_reference(
+    runs: list[Run],
+    folder: str | Path,  # as outputs/reference; runs of the same name are replaced
+) -> None:
+    "Add runs to the two tables of a folder."
+    rounds, poems, names = [], [], {run.name for run in runs}
+    for run in runs:
+        metrics, checkpoints = run.rows("metrics.jsonl"), {c["round"]: c for c in run.checkpoints()}
+        gains: dict[str, dict] = {}
+        for n in sorted({row["round"] for row in metrics}):
+            stages: dict[str, dict] = {}
+            for row in metrics:
+                if row["round"] == n: stages.setdefault(row["stage"], {})[row["name"]] = row["value"]
+            rounds.append({"run": run.name, "round": n, **({"config": run.config} if n == 0 else {}), "metrics": stages, "checkpoint": checkpoints.get(n)})
+            for row in run.rows(f"round_{n:03d}/held_out.jsonl"):
+                kept = gains.setdefault(row["poem_id"], {"run": run.name, "poem_id": row["poem_id"], "round": [], "gain": [], "gain_over_other": []})
+                for key, value in {"round": n, "gain": row["gain"], "gain_over_other": row["gain_over_other"]}.items(): kept[key].append(value)
+        poems += gains.values()
+    for name, new in (("runs", rounds), ("held_out", poems)):
+        path = Path(folder) / f"{name}.jsonl"
+        write_jsonl(path, sorted([row for row in _rows(path) if row["run"] not in names] + new, key=lambda row: row["run"]))
+
+# %% ../nbs/lib/08_runs.ipynb #099fd31a
+class ReferenceRun(Run):
+    "A run that was kept as rows of two tables, read as its folder was."
+
+    def __init__(
+        self,
+        folder: str | Path,  # with runs.jsonl and held_out.jsonl
+        name: str,
+        rounds: list[dict],  # its rows of runs.jsonl
+    ):
+        self.path, self.rounds = Path(folder) / name, rounds
+
+    @property
+    def config(self) -> dict:
+        "As `config.json` said."
+        return self.rounds[0]["config"]
+
+    def rows(
+        self,
+        file: str,  # metrics.jsonl, checkpoints.jsonl or round_NNN/held_out.jsonl
+    ) -> list[dict]:  # empty for any other
+        "The rows of one of the files that the run had."
+        if file == "metrics.jsonl":
+            return [{"round": row["round"], "stage": stage, "name": k, "value": v} for row in self.rounds for stage, said in row["metrics"].items() for k, v in said.items()]
+        if file == "checkpoints.jsonl": return [row["checkpoint"] for row in self.rounds if row["checkpoint"]]
+        if not file.endswith("/held_out.jsonl"): return []
+        n = int(file[6:9])
+        found = [(row, row["round"].index(n)) for row in _rows(self.path.parent / "held_out.jsonl") if row["run"] == self.name and n in row["round"]]
+        return [{"poem_id": row["poem_id"], "gain": row["gain"][i], "gain_over_other": row["gain_over_other"][i]} for row, i in found]
+
+def reference_runs(folder: str | Path) -> list[Run]:  # by name
+    "The runs that are kept in the two tables of a folder."
+    runs: dict[str, list[dict]] = {}
+    for row in _rows(Path(folder) / "runs.jsonl"): runs.setdefault(row["run"], []).append(row)
+    return [ReferenceRun(folder, name, rounds) for name, rounds in runs.items()]
+
 # %% ../nbs/lib/08_runs.ipynb #4cf73802
 def find_run(
     name: str | Path,  # a run's name under outputs/, or its folder
 ) -> Run:
     "The run of that name; raises `UserError` when there is none."
     path = next((p for p in (workplace() / "outputs" / name, Path(name), workplace() / name) if p.is_dir()), None)
-    if path is None: raise UserError(f"run {name}: there is no folder outputs/{name}; `poetry-iter runs` lists those that there are")
-    return Run(path.resolve())
+    if path: return Run(path.resolve())
+    kept = {run.name: run for run in reference_runs(locate("outputs/reference"))}
+    if Path(name).name in kept: return kept[Path(name).name]
+    raise UserError(f"run {name}: there is no folder outputs/{name}; `poetry-iter runs` lists those that there are")
 
 def list_runs(
     folder: str | Path = "outputs",
@@ -275,7 +335,7 @@ def compare_runs(
         config = run.config
         if not config: raise UserError(f"run {run.name}: no config.json in it; `poetry-iter runs` lists the runs")
         facts = {"experiment": config.get("experiment"), **config.get("parameters", {}), "commit": ((config.get("git") or {}).get("commit") or "")[:8]}
-        last = {f"{r['stage']}/{r['name']}": r["value"] for r in _rows(run.path / "metrics.jsonl") if "name" in r and not isinstance(r["value"], list | dict)}
+        last = {f"{r['stage']}/{r['name']}": r["value"] for r in run.rows("metrics.jsonl") if "name" in r and not isinstance(r["value"], list | dict)}
         columns[run.name] = {("parameter", k): v for k, v in facts.items()} | {("metric", k): v for k, v in last.items()}
     keys = list(dict.fromkeys(k for column in columns.values() for k in column))
     differ = [k for k in keys if k[0] == "metric" or len({dumps(c.get(k)) for c in columns.values()}) > 1]

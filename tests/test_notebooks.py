@@ -11,7 +11,15 @@ import nbformat
 import pytest
 import yaml
 
-from poetry_iter.pipeline.experiments import check_parameters, declared_parameters, find_experiments, get_experiment, load_stages, read_profile, read_stage
+from poetry_iter.pipeline.experiments import (
+    check_parameters,
+    declared_parameters,
+    find_experiments,
+    get_experiment,
+    load_stages,
+    read_profile,
+    read_stage,
+)
 from poetry_iter.pipeline.parameters import GIVEN, Choices, Range, names_in, resolve
 from poetry_iter.pipeline.plans import reckon
 

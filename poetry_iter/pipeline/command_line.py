@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #24d6e6f1
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #cf4dd57b
 import argparse
 import errno
 import os
@@ -15,7 +15,17 @@ from pathlib import Path
 
 from ..core import DISK_FULL, UserError, dumps
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #c00d196d
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #f56aa7e1
+import argparse
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+
+from ..core import DISK_FULL, UserError, dumps, plain
+
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #81b2fc95
 def _run(args):
     from poetry_iter.pipeline.runner import run_experiment
 
@@ -55,12 +65,12 @@ def _runs(args):
 
     for run in list_runs():
         if why := broken(run):
-            print(f"{run.name:<32} cannot be read: {why}")
+            print(plain(f"{run.name:<32} cannot be read: {why}", lines=False))
             continue
         state = "unfinished" if unfinished(run) else "complete"
-        print(f"{run.name:<32} {run.config['experiment']:<10} {state:<11} {len(run.checkpoints())} checkpoints")
+        print(plain(f"{run.name:<32} {run.config['experiment']:<10} {state:<11} {len(run.checkpoints())} checkpoints", lines=False))
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #cc6bd086
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #ce506bfa
 def _table(rows: list[dict]) -> str:
     "Rows as lines of text, in columns."
     table = [list(rows[0]), *([str(v) for v in row.values()] for row in rows)] if rows else []
@@ -83,6 +93,59 @@ def _models(args):
     if not 1 <= args.tokens < 10**9: raise UserError(f"models: --tokens is 1 or more, found {args.tokens}")
     print(_table(model_table(args.vram, args.tokens)))
     print(f"\nGiB, estimated, with {args.tokens} tokens held at once (in the cache, or in a batch of training)" + (f"; fits: in {args.vram:g} GiB" if args.vram else ""))
+
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #d61fa794
+def _poems_check(args):
+    from poetry_iter.poems import families, load_poems
+
+    if args.max_tokens < 1 or args.description_tokens < 1: raise UserError("poems check: --max-tokens and --description-tokens are 1 or more")
+    poems, dropped = load_poems(args.file, strict=False)
+    poems, long = _fit(poems, args.model, args.renderer, args.max_tokens, args.description_tokens)
+    dropped += long
+    for d in dropped: print(plain(f"dropped  {d.where}: {d.title or '(no title)'}: {d.reason}", lines=False))
+    for p in poems:
+        if said := p.extra.get("inferred"): print(plain(f"inferred {p.title}: {said}", lines=False))
+    groups = {}
+    for p, f in zip(poems, families(poems)): groups.setdefault(f, []).append(p.title)
+    for titles in groups.values():
+        if len(titles) > 1: print(plain(f"alike    {' | '.join(titles)}", lines=False))
+    print(f"{len(poems)} kept in {len(groups)} families of near-duplicates, {len(dropped)} dropped")
+    if not poems: raise UserError(f"{args.file}: no poem in it can be used")
+
+def _fit(poems, model, renderer, max_tokens, description_tokens):
+    "The poems that the loop would keep, and those too long for it; only the model's tokenizer is loaded."
+    from poetry_iter.core import locate
+    from poetry_iter.poems import fit
+    from poetry_iter.pipeline.parameters import check_model
+    from poetry_iter.renderers import get_renderer, quick_tokenizer
+
+    check_model(model)
+    if quick := quick_tokenizer(locate(model)): r, context = get_renderer(renderer, quick[0]), quick[1]
+    else:
+        from poetry_iter.engine import ModelSpec, open_renderer
+
+        r, context = open_renderer(ModelSpec(name=model, renderer=renderer))
+    return fit(poems, lambda p: r.longest(p, description_tokens), min(max_tokens, context), lambda p: r.at_most(p, description_tokens))
+
+def _poems_fetch(args):
+    from poetry_iter.poems import fetch_poems
+
+    if Path(args.out).exists(): raise UserError(f"{args.out}: it is there already; name another --out")
+    if Path(args.out).suffix != ".jsonl": raise UserError(f"--out {args.out}: expected a name that ends in .jsonl")
+    poems = fetch_poems(args.what, args.out, args.base_url)
+    print(f"{len(poems)} poems written to {args.out}")
+
+def _write(args):
+    from poetry_iter.workshop.session import write_main
+
+    swap = {"always": True, "never": False}.get(args.swap)
+    print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet)))
+
+def _verse(args):
+    try: from poetry_iter.verse.cards import verse_main
+    except ImportError as e: raise UserError(f"verse: the verse tools cannot be loaded ({e})") from e
+
+    print(verse_main(args.file, args.json, color=sys.stdout.isatty()))
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #da588cd9
 def _poems_check(args):
@@ -130,7 +193,7 @@ def _verse(args):
 
     print(verse_main(args.file, args.json, color=sys.stdout.isatty()))
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #d5faf2b5
+# %% ../../nbs/lib/pipeline/05_command_line.ipynb #f2da6768
 def parser() -> argparse.ArgumentParser:
     "The command line's grammar."
     main = argparse.ArgumentParser("poetry-iter", description="Teach language models to write poems, and see what came of it.")
@@ -163,7 +226,7 @@ def parser() -> argparse.ArgumentParser:
     poems = add("poems", None, "check poems, or fetch some").add_subparsers(metavar="check|fetch", required=True)
     p = poems.add_parser("check", help="what would be kept and dropped, why, and which are near-duplicates")
     p.set_defaults(function=_poems_check)
-    p.add_argument("file", metavar="FILE", help=".jsonl, .json or .txt, or a folder of them")
+    p.add_argument("file", metavar="FILE", help=".jsonl, .json, .txt, .csv, .tsv, .parquet or .arrow, or a folder of them")
     p.add_argument("--max-tokens", type=int, default=6144, metavar="N", help="drop a poem whose rendered sequence is longer (default: %(default)s, or the model's context)")
     p.add_argument("--description-tokens", type=int, default=160, metavar="N", help="room for its description (default: %(default)s)")
     p.add_argument("--model", default="data/model", help="whose tokenizer and context count (default: %(default)s)")
@@ -219,5 +282,5 @@ def _silence(status: int) -> int:
     return status
 
 def _say(what, status: int) -> int:
-    print(f"poetry-iter: {what}", file=sys.stderr)
+    print(plain(f"poetry-iter: {what}"), file=sys.stderr)
     return status

@@ -119,12 +119,12 @@ def check_engine(
     values: dict,  # `load_in_4bit` among them asks for one that can
 ) -> None:
     "Raise `UserError` for an engine that there is not, that is not installed, or that cannot load in 4 bits."
-    from poetry_iter.engine import ENGINES
+    from poetry_iter.engine import ENGINES, require
 
     if name not in ENGINES: raise UserError(f"parameter engine: expected one of {', '.join(ENGINES)}, found {name!r}{suggest(name, ENGINES)}")
     able = [n for n, kind in ENGINES.items() if kind.can.load_in_4bit]
     if values.get("load_in_4bit") and name not in able: raise UserError(f"parameter load_in_4bit: expected engine {' or '.join(able)} with it, found {name}")
-    if missing := ENGINES[name].missing: raise UserError(f"parameter engine: {name} needs {', '.join(missing)}, not installed here; `poetry-iter check` says what there is")
+    require(name, "scores", "trains", what="an experiment")
 
 CHECKS: dict[str, Callable] = {"poems": check_poems, "model": check_model, "engine": check_engine}
 
