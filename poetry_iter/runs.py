@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from .core import UserError, append_jsonl, digest, dumps, house, locate, read_json, read_jsonl, read_text, seed_of, workplace, write_jsonl
+from .core import UserError, append_jsonl, digest, dumps, house, locate, read_json, read_jsonl, seed_of, workplace, write_jsonl
 from .engine import Checkpoint
 
 # %% ../nbs/lib/08_runs.ipynb #5b70462e
