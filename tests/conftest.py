@@ -86,15 +86,31 @@ class Project:
         return {(r["round"], r["name"]): r["value"] for r in rows}
 
 
-@pytest.fixture
-def tiny(tmp_path):
+def make_tiny(folder: Path) -> None:
     """A project with the small experiment, which needs no model."""
-    (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
-    (tmp_path / "command.py").write_text(COMMAND)
-    project = Project(tmp_path, tmp_path / "command.py")
+    (folder / "settings.ini").write_text("[DEFAULT]\n")
+    project = Project(folder, folder / "command.py")
     for name, sources in STAGES.items():
         project.stage(name, *sources)
-    (tmp_path / "nbs/tiny/experiment.yaml").write_text(EXPERIMENT)
+    (folder / "nbs/tiny/experiment.yaml").write_text(EXPERIMENT)
+
+
+def link_house(folder: Path) -> None:
+    """The real notebooks and data, seen from a root of its own, so that outputs/ is the test's."""
+    for name in ("settings.ini", "nbs", "data"):
+        (folder / name).symlink_to(HOUSE / name)
+
+
+def project_in(folder: Path) -> Project:
+    (folder / "command.py").write_text(COMMAND)
+    return Project(folder, folder / "command.py")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A project with the small experiment."""
+    make_tiny(tmp_path)
+    project = project_in(tmp_path)
     yield project
     project.end()
 
@@ -103,8 +119,7 @@ def tiny(tmp_path):
 def folder_experiment(tmp_path_factory):
     """A place to work in that is no project, and an experiment of two stages in a folder elsewhere."""
     place, folder = tmp_path_factory.mktemp("place"), tmp_path_factory.mktemp("tower")
-    (place / "command.py").write_text(COMMAND)
-    project = Project(place, place / "command.py")
+    project = project_in(place)
     (folder / "experiment.yaml").write_text("question: how high is the tower?\nfirst: [1_base]\neach: [2_brick]\nrounds: bricks\nestimate:\n  1_base: {rows: 1, tokens: 0}\n")
     log = "from poetry_iter.runs import open_run\nopen_run(run_dir).log"
     project.stage("1_base", "run_dir = 'x'  # folder of the run", f"{log}(0, 'base', {{'height': 0}})", folder=folder)
@@ -123,11 +138,9 @@ def folder_experiment(tmp_path_factory):
 
 @pytest.fixture
 def house(tmp_path):
-    """The real notebooks and data, seen from a root of its own, so that outputs/ is the test's."""
-    for name in ("settings.ini", "nbs", "data"):
-        (tmp_path / name).symlink_to(HOUSE / name)
-    (tmp_path / "command.py").write_text(COMMAND)
-    project = Project(tmp_path, tmp_path / "command.py")
+    """The real notebooks and data."""
+    link_house(tmp_path)
+    project = project_in(tmp_path)
     yield project
     project.end()
 

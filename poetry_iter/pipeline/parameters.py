@@ -102,14 +102,18 @@ def check_poems(
 
 def check_model(
     name: str,  # a folder, or a name on the hub
-    values: dict | None = None,
+    values: dict | None = None,  # `renderer` among them must know what to do with it
 ) -> None:
-    "Raise `UserError` for a folder that is no whole model; a name on the hub passes."
+    "Raise `UserError` for a folder that is no whole model, or whose prompts cannot be written; a name on the hub passes."
     if not name: raise UserError("parameter model: expected a folder or a name on the hub, found nothing")
     from poetry_iter.engines.weights import check_model_folder
+    from poetry_iter.renderers import RENDERERS, get_renderer, quick_tokenizer
 
     path = locate(name)
-    if path.is_dir(): return check_model_folder(path)
+    if path.is_dir():
+        check_model_folder(path)
+        if (renderer := (values or {}).get("renderer")) in RENDERERS and (quick := quick_tokenizer(path)): get_renderer(renderer, quick[0])
+        return
     if path.is_file(): raise UserError(f"model {name}: a file, where a folder or a name on the hub was expected")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or locate(name.split("/")[0]).is_dir():
         raise UserError(f"model {name}: there is no such folder, and it is no name on the hub (owner/name)")
