@@ -1,7 +1,10 @@
 """What the tests share: a small experiment of three stages in a project of its own, and the command line run on it."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +15,8 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+
+from poetry_iter.pipeline.command_line import main
 
 HOUSE = Path(__file__).resolve().parents[1]
 COMMAND = "import sys\nfrom poetry_iter.pipeline.command_line import main\nsys.exit(main())\n"
@@ -63,9 +68,22 @@ class Project:
                 kill_all(process)
 
     def cli(self, *args: str, **kwargs) -> subprocess.CompletedProcess:
-        process = self.start(*args, **kwargs)
-        out, err = process.communicate()
-        return subprocess.CompletedProcess(args, process.returncode, out, err)
+        """The command line: in this process, which saves the imports; in one of its own where the environment or the script is another."""
+        if kwargs or self.script.name != "command.py":
+            process = self.start(*args, **kwargs)
+            out, err = process.communicate()
+            return subprocess.CompletedProcess(args, process.returncode, out, err)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(self.path), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = main(list(args))
+            except SystemExit as e:
+                status = e.code
+        return subprocess.CompletedProcess(args, status, out.getvalue(), err.getvalue())
+
+    def order(self, text: str) -> None:
+        """Another order of the small experiment's stages."""
+        (self.path / "nbs/tiny/experiment.yaml").write_text(text)
 
     def stage(self, name: str, *sources: str, folder: Path | None = None) -> None:
         """Write a stage of the small experiment, or of one in a folder; a source that begins with # is text."""
@@ -115,12 +133,32 @@ def tiny(tmp_path):
     project.end()
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The folder of a run of the small experiment that is complete: made once, for all who need one."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_tiny(folder)
+    project = project_in(folder)
+    done = project.cli("run", "tiny", "--run", "b", "-p", "step=7", "-p", "rounds=1")
+    assert done.returncode == 0, done.stderr
+    return project.run("b")
+
+
+@pytest.fixture
+def tiny_with_run(tiny, finished_run):
+    """A project with the small experiment, and the run `b` of it."""
+    shutil.copytree(finished_run, tiny.run("b"))
+    return tiny
+
+
 @pytest.fixture
 def folder_experiment(tmp_path_factory):
     """A place to work in that is no project, and an experiment of two stages in a folder elsewhere."""
     place, folder = tmp_path_factory.mktemp("place"), tmp_path_factory.mktemp("tower")
     project = project_in(place)
-    (folder / "experiment.yaml").write_text("question: how high is the tower?\nfirst: [1_base]\neach: [2_brick]\nrounds: bricks\nestimate:\n  1_base: {rows: 1, tokens: 0}\n")
+    (folder / "experiment.yaml").write_text(
+        "question: how high is the tower?\nfirst: [1_base]\neach: [2_brick]\nrounds: bricks\nestimate:\n  1_base: {rows: 1, tokens: 0}\n"
+    )
     log = "from poetry_iter.runs import open_run\nopen_run(run_dir).log"
     project.stage("1_base", "run_dir = 'x'  # folder of the run", f"{log}(0, 'base', {{'height': 0}})", folder=folder)
     project.stage(

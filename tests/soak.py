@@ -99,10 +99,18 @@ def fuzz_poems(files: int, show=print) -> Counter:
     from poetry_iter.poems import load_poems
 
     found = Counter()
-    values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=6,
+    )
     keys = st.sampled_from(["title", "content", "author", "text", "poem", "id", "extra", "source"]) | st.text(max_size=6)
-    rows = st.dictionaries(keys, values, max_size=5) | st.fixed_dictionaries({"title": st.text(max_size=30), "content": st.text(max_size=200)}) | values
-    lines = st.lists(rows.map(lambda row: json.dumps(row, ensure_ascii=bool(len(str(row)) % 2))), max_size=5).map(lambda found: "\n".join(found).encode("utf-8", "surrogatepass"))
+    rows = (
+        st.dictionaries(keys, values, max_size=5) | st.fixed_dictionaries({"title": st.text(max_size=30), "content": st.text(max_size=200)}) | values
+    )
+    lines = st.lists(rows.map(lambda row: json.dumps(row, ensure_ascii=bool(len(str(row)) % 2))), max_size=5).map(
+        lambda found: "\n".join(found).encode("utf-8", "surrogatepass")
+    )
     whole = rows.map(lambda row: json.dumps([row, row]).encode("utf-8", "surrogatepass"))
     text = st.text(max_size=400).map(lambda t: t.encode("utf-8", "surrogatepass"))
     cut = st.builds(lambda data, n: data[: n % (len(data) + 1)], lines, st.integers(0, 10**6))
@@ -117,7 +125,7 @@ def fuzz_poems(files: int, show=print) -> Counter:
             path.write_bytes(data)
             found["files"] += 1
             try:
-                poems, dropped = load_poems(path, strict=strict)
+                poems, _ = load_poems(path, strict=strict)
                 found["with poems" if poems else "all dropped"] += 1
                 assert all(p.title.strip() and p.content.strip() for p in poems)
                 json.dumps([p.row() for p in poems], allow_nan=False).encode()
@@ -137,7 +145,9 @@ def teacher_faults(short: bool, show=print) -> Counter:
     """The faults of the teaching service, where that test is there."""
     if not (HOUSE / "tests/soak_teacher.py").exists():
         return Counter()
-    done = subprocess.run([sys.executable, HOUSE / "tests/soak_teacher.py", *(["--short"] if short else [])], cwd=HOUSE, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, HOUSE / "tests/soak_teacher.py", *(["--short"] if short else [])], cwd=HOUSE, capture_output=True, text=True
+    )
     show(done.stdout)
     return Counter({"passed": 1} if done.returncode == 0 else {"failed": 1})
 

@@ -180,9 +180,9 @@ def run_experiment(
     if config:
         said = {k: asked.values[k] for k in asked.said}
         check_same(config, experiment.name, {**config["parameters"], **said} if resume else asked.values, folder.name)
-        if changed := drift(config): print(f"run {folder.name} goes on, with something else under it: {', '.join(changed)}", file=sys.stderr)
     parameters = {k: cast(k, v, asked.declared[k].default) if k in asked.declared else v for k, v in config["parameters"].items()} if config else asked.values
     if missing := asked.declared.keys() - parameters.keys(): raise UserError(f"{folder / 'config.json'}: no {', '.join(sorted(missing))} among its parameters; choose another --run")
+    if config and (changed := drift(config)): print(f"run {folder.name} goes on, with something else under it: {', '.join(changed)}", file=sys.stderr)
     check_parameters(parameters, asked.declared, experiment)
     config = config or make_config(experiment.name, parameters)
     with _locked(Run(folder)) as lock:
