@@ -32,7 +32,7 @@ class Local:
         return f"local {self._open.identity if self._open else identity_of(self.spec)}"
 
     @property
-    def lm(self) -> Engine:
+    def opened(self) -> Engine:
         "The model, opened at the first call; raises `UserError` for a renderer that knows no conversation."
         if self._open is None: self._open = open_engine(self.spec)
         if not hasattr(self._open.renderer, "chat"): raise UserError(f"provider local: the renderer {self.spec.renderer!r} knows no conversation; choose chat or thinking")
@@ -45,7 +45,7 @@ class Local:
 
     def answers(self, bodies: list[dict], seeds: list[str]) -> Iterator[Reply]:
         "A reply to each, several prompts at a time."
-        lm = self.lm
+        lm = self.opened
         prompts = [lm.renderer.chat(b["messages"]) for b in bodies]
         out, groups = [None] * len(bodies), {}
         for i, (prompt, b) in enumerate(zip(prompts, bodies)):
