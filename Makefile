@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: run test lab docs bench format lint readme
+.PHONY: run test soak lab docs bench format lint readme
 
 run: .venv  ## the self-improving loop on the embedded model and the shipped poems
 	$(BIN)/poetry-iter run loop
@@ -14,6 +14,9 @@ test: .venv  ## notebooks and package agree, the notebooks' own tests, then pyte
 	$(BIN)/python tests/check_clean.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/lib --n_workers 2
 	$(BIN)/python -m pytest
+
+soak: .venv  ## kills, faults and nonsense, for some hours: make soak ARGS="--kills 12 --files 2000 --only loop"
+	$(BIN)/python tests/soak.py $(ARGS)
 
 lab: .venv  ## JupyterLab in nbs/
 	$(BIN)/jupyter lab --notebook-dir nbs
