@@ -18,7 +18,7 @@ import unicodedata
 import urllib.parse
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.client import HTTPException
@@ -259,7 +259,7 @@ def _file_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
     if path.suffix.lower() not in READERS: raise UserError(f"{path}: poems are {ENDINGS} files, found {path.suffix or 'no ending'!r}")
     untitled = False
     for n, (where, row) in enumerate(READERS[path.suffix.lower()](path, most), 1):
-        untitled, key = untitled or n == 1 and not _key(row, TITLE_KEYS), _key(row, TEXT_KEYS)
+        untitled, key = untitled or (n == 1 and not _key(row, TITLE_KEYS)), _key(row, TEXT_KEYS)
         yield where, _titled(row, key, f"{_one_line(path.stem)} {n}") if untitled and key and not _key(row, TITLE_KEYS) else row
 
 def _rows(path: Path, strict: bool, most: int) -> Iterator[tuple[str, dict | str]]:
