@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, Self, TypedDict
 
-from .core import UserError, root
+from .core import UserError, locate, root
 from .renderers import Completion, Example, Renderer, get_renderer
 
 # %% ../nbs/lib/03_engine.ipynb #9e6247da
@@ -46,7 +46,7 @@ class ModelSpec:
     @property
     def where(self) -> str:
         "The folder of the base from the root, or its name on the hub."
-        return str(root() / self.name) if (root() / self.name).is_dir() else self.name
+        return str(locate(self.name)) if locate(self.name).is_dir() else self.name
 
     def __str__(self):
         parts = [self.name, self.adapter and f"adapter {self.adapter}", "4 bit" if self.load_in_4bit else "", "" if self.engine == "transformers" else self.engine]

@@ -11,7 +11,7 @@ from conftest import HOUSE
 
 from poetry_iter.core import UserError
 from poetry_iter.pipeline.command_line import main
-from poetry_iter.pipeline.experiments import check_model
+from poetry_iter.pipeline.parameters import check_model
 
 
 def row(title="A", content="one line\nand another"):

@@ -8,7 +8,7 @@ import pytest
 
 from poetry_iter.core import UserError, read_jsonl, root, shared_data, write_jsonl
 from poetry_iter.engine import ModelSpec
-from poetry_iter.pipeline.experiments import get_experiment, plan
+from poetry_iter.pipeline.experiments import get_experiment, stage_order
 from poetry_iter.poems import Poem, families, load_poems
 from poetry_iter.workshop.gate import FILES, gate, good_and_bad, load_annotations
 from poetry_iter.workshop.mix import divide, mix, sides, training_rows
@@ -128,7 +128,7 @@ def test_pairs_are_alike_and_balanced_on_real_poems():
 
 def test_stages_that_flags_leave_out():
     experiment = get_experiment("workshop")
-    names = lambda **flags: [name[0] for _, name in plan(experiment, flags)]
+    names = lambda **flags: [name[0] for _, name in stage_order(experiment, flags)]
     assert names() == list("12345678")
     assert names(educator_only=True) == list("123568")
     assert names(poet_only=True) == list("34578")

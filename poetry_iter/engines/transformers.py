@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ..core import UserError, first_line, root, seed_of
+from ..core import UserError, first_line, house, root, seed_of
 from ..engine import ENGINES, Can, ModelSpec, Sampling, Trained
 from .lora import adapter_digest, fresh_adapter, load_adapter, train_adapter
 from .weights import check_model_folder, context_length, model_hash
@@ -132,7 +132,7 @@ class Transformers:
     def name(self) -> str:
         "The base as it is named from the root: what is kept beside an adapter holds on another machine."
         path = Path(self.spec.where).resolve()
-        try: return path.relative_to(root()).as_posix() if path.is_dir() else self.spec.name
+        try: return path.relative_to(house()).as_posix() if path.is_dir() else self.spec.name
         except (UserError, ValueError): return str(path)  # outside of the project
 
     @property

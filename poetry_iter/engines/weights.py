@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from ..core import UserError, digest, first_line, read_json, root, write_json
+from ..core import UserError, digest, first_line, locate, read_json, root, workplace, write_json
 
 # %% ../../nbs/lib/engines/01_weights.ipynb #415d397d
 def read_header(
@@ -58,7 +58,7 @@ def not_finite(
 # %% ../../nbs/lib/engines/01_weights.ipynb #1c4ff4d9
 def file_hash(path: str | Path) -> str:
     "SHA-256 of a file, the first 16 digits; kept in `outputs/cache/hashes.json` by path, size and time."
-    path, known = Path(path).resolve(), root() / "outputs/cache/hashes.json"
+    path, known = Path(path).resolve(), workplace() / "outputs/cache/hashes.json"
     stat = path.stat()
     key, kept = f"{path}|{stat.st_size}|{stat.st_mtime_ns}", _kept(known)
     if key in kept: return kept[key]
@@ -76,7 +76,7 @@ def _keep(path: Path, rows: dict) -> None:
 
 def model_hash(name: str | Path) -> str:
     "What identifies a base model: a hash of its config and of all its weights; a name on the hub stands for itself."
-    path = Path(name) if Path(name).is_dir() else root() / name
+    path = locate(name)
     if not path.is_dir(): return str(name)
     return digest([read_json(path / "config.json"), [(f.name, file_hash(f)) for f in _weight_files(path)]])
 
@@ -85,7 +85,7 @@ def _weight_files(path: Path) -> list[Path]: return [f for f in sorted(path.iter
 # %% ../../nbs/lib/engines/01_weights.ipynb #1395a472
 def _hash_of_ends(name: str | Path, size: int = 2**20) -> str:
     "The hash of before: of config, sizes, and the first and last megabyte of each file."
-    path = Path(name) if Path(name).is_dir() else root() / name
+    path = locate(name)
     if not path.is_dir(): return str(name)
 
     def ends(f):
@@ -151,7 +151,7 @@ def _check_base(path: Path, base: str, facts: dict, config: dict) -> None:
     "Raise `UserError` for an adapter of another base, or of changed weights."
     if not facts:
         said = config.get("base_model_name_or_path") or ""
-        if said not in (base, str(root() / base)) and model_hash(said or "?") != model_hash(base):
+        if said not in (base, str(locate(base))) and model_hash(said or "?") != model_hash(base):
             raise UserError(f"adapter {path}: made on the base model {said or '(it does not say)'}, not on {base}; name that base")
         return
     if facts.get("weights") not in (None, adapter_hash(path)): raise UserError(f"adapter {path}: {ADAPTER} is not what was saved there; copy the checkpoint again")
