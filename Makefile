@@ -40,7 +40,7 @@ lint: .venv  ## ruff, and pyright over the package
 
 lock: .venv  ## requirements-lock.txt: the versions with which the tests pass
 	(echo "# versions with which the tests passed, Python 3.11, Linux; made by: make lock"; \
-	 $(BIN)/python -m pip freeze --exclude-editable | sed "s/ @ .*//; s/+cpu$$//") > requirements-lock.txt
+	 $(BIN)/python -m pip list --format=freeze --exclude-editable | sed "s/+cpu$$//") > requirements-lock.txt
 
 .venv: settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'
