@@ -27,8 +27,8 @@ class UserError(Exception):
 _SEQUENCE = r"\x1b\[[0-?]*[ -/]*[@-~]|\x9b[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"  # whole orders: CSI; OSC, DCS and their like
 _CONTROL = r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]"  # C0 and C1 but tab and the ends of lines
 _UNSEEN = r"[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"  # zero width, bidi, tags
-_JOINERS = r"(?<![^\x00-\x7f\s])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\s])"  # they join nothing: in Persian, Hindi and emoji they do
-_ORDERS = re.compile(f"{_SEQUENCE}|{_CONTROL}|{_UNSEEN}|{_JOINERS}")
+_ORDERS = re.compile(f"{_SEQUENCE}|{_CONTROL}|{_UNSEEN}")
+_JOINERS = re.compile(r"(?<![^\x00-\x7f\s\u200c\u200d])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f\s\u200c\u200d])")  # where they join nothing: in Persian, Hindi and emoji they do
 
 def plain(
     text,  # anything that is to be shown
@@ -36,7 +36,7 @@ def plain(
 ) -> str:  # no control character but tab and newline, no bidi or zero-width mark, no half of a surrogate pair
     "Text that a terminal shows and does not obey."
     text = _ORDERS.sub("", str(text).encode(errors="replace").decode())
-    text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", text)
+    text = _JOINERS.sub("", re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", text))
     return text if lines else re.sub(r"[\n\t]+", " ", text).strip()
 
 # %% ../nbs/lib/00_core.ipynb #0faeebed

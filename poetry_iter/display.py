@@ -40,13 +40,15 @@ def side_by_side(cards: list[str]) -> HTML:
     "Cards in a row that wraps."
     return HTML(f"<div style='display:flex;flex-wrap:wrap;align-items:stretch'>{''.join(cards)}</div>")
 
+# %% ../nbs/lib/09_display.ipynb #b2fcff68
 COLOURS = {"winner": "#2a9d5c", "loser": "#b8b8b8", "refused": "#d1495b", "duplicate": "#e9a23b"}
 
 def _figures(row: dict, names=("loss", "gain", "gain_over_other", "contrast")) -> str:
     return " · ".join(f"{n.replace('_', ' ')} {row[n]:.3f}" for n in names if row.get(n) is not None)
 
+# %% ../nbs/lib/09_display.ipynb #bf094142
 def poem_cards(
-    written: list[dict],  # rows of `write`
+    written: list[dict],  # rows of `write_from`
     poems: dict[str, Poem],  # the true ones, by id
 ) -> HTML:
     "What was written from a description, beside the true poem."
@@ -57,6 +59,7 @@ def poem_cards(
                   text_card(f"true: {true.title}", true.content, true.author)]
     return side_by_side(cards)
 
+# %% ../nbs/lib/09_display.ipynb #783b1f33
 def candidate_cards(candidates: list[dict], poem: Poem) -> HTML:
     "A poem and all that was said of it."
     cards = [text_card(c_title(c), c["description"] or "—", f"{c['tokens']} tokens · shared n-gram {c['shared_ngram']} · rare words {c['rare_overlap']:.0%}") for c in candidates]
@@ -67,6 +70,7 @@ def c_title(row: dict) -> str:
     end = "" if row["ended"] == "complete" else f" ({row['ended']})"
     return f"candidate {row['candidate']}{end}" + (f": {row['verdict']}" if row.get("verdict") else "")
 
+# %% ../nbs/lib/09_display.ipynb #9f89a61d
 def scored_cards(rows: list[dict], poems: dict[str, Poem], by: str = "gain") -> HTML:
     "The best and the worst description by a score, each with its poem."
     known = sorted((r for r in rows if r.get(by) is not None), key=lambda r: r[by])
@@ -115,6 +119,7 @@ def table(
     m = m[(m.stage == stage) & m.name.isin(names)]
     return m.pivot_table(index="round", columns="name", values="value", aggfunc="last").reindex(columns=names).astype(float)
 
+# %% ../nbs/lib/09_display.ipynb #4235eac0
 def results_table(
     folder: str | Path,  # with the two tables of `keep_reference`, or a folder of runs
 ):  # DataFrame: a row a run
@@ -133,6 +138,7 @@ def results_table(
     if not rows: raise UserError(f"{folder}: no run with metrics in it")
     return pd.DataFrame(rows).set_index("run")
 
+# %% ../nbs/lib/09_display.ipynb #f54c30e5
 def gain_curves(run: Run):
     "Held-out gain by round with its 95 % intervals: over none, over another poem's, and with the descriptions of the start."
     import matplotlib.pyplot as plt
@@ -150,6 +156,7 @@ def gain_curves(run: Run):
     fig.tight_layout()
     return fig
 
+# %% ../nbs/lib/09_display.ipynb #72c39984
 def loss_curves(run: Run):
     "Training loss and learning rate by step, and the mean losses of candidates and held-out poems by round."
     import matplotlib.pyplot as plt
@@ -169,6 +176,7 @@ def loss_curves(run: Run):
     fig.tight_layout()
     return fig
 
+# %% ../nbs/lib/09_display.ipynb #abc82f29
 def collapse_panel(run: Run):
     "Variety of what is written by round, beside what people wrote (dashed)."
     import matplotlib.pyplot as plt
@@ -194,6 +202,7 @@ def picture(fig) -> str:
     plt.close(fig)
     return f"<img style='max-width:100%' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'>"
 
+# %% ../nbs/lib/09_display.ipynb #dca1d4c4
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>
 <style>:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em}}h1,h2{{font-family:Georgia,serif}}
 table{{border-collapse:collapse;font-size:.9em}}td,th{{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}}th{{font-weight:600}}img{{background:#fff;border-radius:6px}}

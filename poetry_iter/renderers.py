@@ -322,6 +322,7 @@ class QuickTokenizer:
 
         self.name_or_path, self.chat_template, self._tokenizer = str(folder), template, Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.added_tokens_decoder = self._tokenizer.get_added_tokens_decoder()
+        self.cuts = self._tokenizer.truncation or self._tokenizer.padding  # its file asks for it, and transformers does not do it
         self._named = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if re.fullmatch(r"\w+_token", k) and isinstance(v, str | dict)}
         id_of = lambda name: self._tokenizer.token_to_id(self._named[name]) if name in self._named else None
         self.bos_token_id, self.eos_token_id = id_of("bos_token"), id_of("eos_token")
@@ -365,7 +366,7 @@ def quick_tokenizer(
     config, context = read_json(names["tokenizer_config"]), read_json(names["config"]).get("max_position_embeddings")
     file = folder / "chat_template.jinja"
     template = read_text(file) if file.is_file() else config.get("chat_template")
-    plain = config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast") and not {"truncation", "padding"} & {k for k, v in read_json(names["tokenizer"]).items() if v and k in ("truncation", "padding")}
-    if not (plain and isinstance(context, int) and isinstance(template, str | None)): return None
-    try: return QuickTokenizer(folder, config, template), context
+    if config.get("tokenizer_class") not in ("TokenizersBackend", "PreTrainedTokenizerFast") or not isinstance(context, int) or not isinstance(template, str | None): return None
+    try: tokenizer = QuickTokenizer(folder, config, template)
     except Exception: return None  # whatever it is, transformers says it better
+    return None if tokenizer.cuts else (tokenizer, context)

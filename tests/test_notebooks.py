@@ -232,3 +232,44 @@ def arrows() -> list[str]:
 
 def test_arrows_point_one_way():
     assert arrows() == []
+
+
+# ------------------------------------------------------------------ one seam to the engines
+
+BEHIND = {"torch", "peft", "transformers", "trl", "accelerate", "bitsandbytes", "unsloth"}  # packages
+INSIDE = {"lm", "get_base_model", "peft_config", "get_output_embeddings", "from_pretrained", "load_adapter"}  # attributes of what they give
+FILES = ("adapter_model.safetensors", "adapter_config.json", "made_with.json")
+MAKES_MODELS = {"embedded/pretraining.py", "embedded/corpus.py"}  # the model that ships is made from nothing, with torch
+
+
+def leaks(source: str) -> list[str]:
+    "What in a module reaches behind the seam."
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        found += [f"line {node.lineno} imports {m}" for m in modules if m.split(".")[0] in BEHIND]
+        if isinstance(node, ast.Attribute) and node.attr in INSIDE:
+            found.append(f"line {node.lineno} reads .{node.attr}")
+        if isinstance(node, ast.Constant) and node.value in FILES:
+            found.append(f"line {node.lineno} knows {node.value}")
+    return found
+
+
+def behind_the_seam(path: Path) -> bool:
+    name = path.relative_to(HOUSE / "poetry_iter").as_posix()
+    return name.startswith("engines/") or name in MAKES_MODELS or path.name.startswith("_")
+
+
+def test_nobody_reaches_behind_the_seam():
+    modules = [p for p in sorted((HOUSE / "poetry_iter").rglob("*.py")) if not behind_the_seam(p)]
+    assert len(modules) > 30
+    assert {p.name: found for p in modules if (found := leaks(p.read_text()))} == {}
+    stages = {name(p): [x for c in cells(p) for x in leaks("\n".join(line for line in c.source.split("\n") if not line.startswith("%")))] for p in STAGES if p.parent.name != "embedded"}
+    assert {k: v for k, v in stages.items() if v} == {}
+
+
+def test_the_seam_is_guarded():
+    "The guard finds a fault that is planted in a room."
+    planted = 'import torch.nn as nn\nfrom peft import PeftModel\nx = model.lm\npath = folder / "adapter_model.safetensors"\n'
+    assert [f.split(" ", 2)[2] for f in leaks(planted)] == ["imports torch.nn", "imports peft", "reads .lm", "knows adapter_model.safetensors"]
+    assert leaks("from poetry_iter.engine import open_engine\nlm = open_engine()") == []

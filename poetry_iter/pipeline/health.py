@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'GIB', 'OPTIONAL_PACKAGES', 'KEYS', 'DISTRIBUTIONS', 'Shape', 'read_shape', 'memory', 'model_table',
-           'HealthPart', 'find_package', 'find_devices', 'check_health']
+           'HealthPart', 'find_package', 'check_health']
 
 # %% ../../nbs/lib/pipeline/06_health.ipynb #5bc2a2dd
 import importlib.util
@@ -139,26 +139,19 @@ def find_package(name: str) -> str:
     try: return metadata.version(DISTRIBUTIONS.get(name, name))
     except metadata.PackageNotFoundError: return "of an unknown version"
 
-def find_devices() -> list[tuple[str, str]]:
-    "(name, detail) of the processors and accelerators that torch can use."
-    import psutil
+def _devices() -> list[tuple[str, str]]:
+    "What torch can use; nothing where it is not installed."
+    if not find_package("torch"): return []
+    from poetry_iter.engines.devices import find_devices
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = [("cpu", f"{cores} cores, {psutil.virtual_memory().available / GIB:.1f} of {psutil.virtual_memory().total / GIB:.1f} GiB free")]
-    if not find_package("torch"): return found
-    import torch
-
-    for i in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(i)
-        found.append((f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"))
-    return found + ([("mps", "Apple GPU")] if torch.backends.mps.is_available() else [])
+    return find_devices()
 
 def check_health() -> list[HealthPart]:
     "Every part, whether it is here or not."
     packages = [HealthPart("engine" if k in ("transformers", "unsloth", "llama_cpp", "tinker") else "package", k, bool(v := find_package(k)), v, without, needed)
                 for k, (without, needed) in OPTIONAL_PACKAGES.items()]
-    devices = [HealthPart("device", name, True, detail, "") for name, detail in find_devices()]
-    if len(devices) == 1: devices.append(HealthPart("device", "accelerator", False, "", "models over 1 B parameters are too slow to train"))
+    devices = [HealthPart("device", name, True, detail, "") for name, detail in _devices()]
+    if len(devices) < 2: devices.append(HealthPart("device", "accelerator", False, "", "models over 1 B parameters are too slow to train"))
     free = shutil.disk_usage(root()).free / GIB
     space = HealthPart("disk", "space", free > 1, f"{free:.1f} GiB free", "a run of the default needs about 1 GiB, one of an 8 B model about 20", True)
     keys = [HealthPart("key", name, bool(os.environ.get(name)), "set" if os.environ.get(name) else "", without) for name, without in KEYS.items()]
