@@ -240,7 +240,7 @@ def run_poems(run: Run) -> dict[str, Poem]:
 
 def rounds_of(run: Run) -> list[int]:
     "The rounds that were trained to their end."
-    return [c["round"] for c in run.checkpoints()]
+    return [c["round"] for c in run.checkpoints() if "round" in c]
 
 # %% ../nbs/lib/09_display.ipynb #b50be571
 def paired_differences(

@@ -21,7 +21,7 @@ from .variety import variety
 from ..core import UserError
 from ..display import text_card, side_by_side, write_report
 from ..poems import Poem, words
-from ..scoring import Interval, bootstrap
+from ..scoring import Estimate, bootstrap
 from ..teacher.client import Request, Teacher
 
 # %% ../../nbs/lib/quality/03_generation.ipynb #e3ca56b8
@@ -162,11 +162,11 @@ def summary(
     measured: list[dict],
     known: list[str] | None = None,  # texts, for the share of recited lines
     seed: int = 0,
-) -> dict[str, Interval]:  # by name: mean, lo, hi, n (a bootstrap over texts), or a value of the whole set
+) -> dict[str, Estimate]:  # by name: mean, lo, hi, n (a bootstrap over texts), or a value of the whole set
     "The figures of a set of texts, with 95 % intervals."
     out = {k: bootstrap([r[k] for r in measured], seed) for k in [*SHARES, *CRAFT]}
     whole = variety([r["text"] for r in measured if r["verse"]], known)
-    return out | {k: Interval(mean=whole[k], lo=None, hi=None, n=len(measured)) for k in ("distinct_1", "distinct_2", "self_bleu", "recited_lines")}
+    return out | {k: Estimate(mean=whole[k], lo=None, hi=None, n=len(measured)) for k in ("distinct_1", "distinct_2", "self_bleu", "recited_lines")}
 
 # %% ../../nbs/lib/quality/03_generation.ipynb #c984261e
 def compare_sets(
