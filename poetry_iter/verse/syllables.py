@@ -22,13 +22,13 @@ def _contracted(phones):
         if p[-1] != "0" or k == 0: continue
         before, after = phones[k - 1], phones[k + 1] if k + 1 < len(phones) else ""
         rest = phones[:k] + phones[k + 1 :]
-        if before[-1].isdigit() and (p != "IY0" or before[-1] == "0"): yield rest, 0.5 if before[-1] == "0" or before[:2] in ("AY", "AW") else 0.9, "two vowels run together"
-        elif p == "ER0" and after[-1:].isdigit(): yield rest, 0.5, "the middle vowel is not spoken"
-        elif p in ("AH0", "IH0") and after in _SONORANT and k + 2 < len(phones) and phones[k + 2][-1] == "0": yield rest, 0.6, "the middle vowel is not spoken"
-        elif p in ("IY0",) and after[-1:].isdigit(): yield rest, 0.5, "two vowels run together"
-        elif before in ("V", "DH") and p in ("AH0", "ER0", "IH0") and k >= 2 and phones[k - 2][-1] in "12" and (p == "ER0" or after in ("N", "L")): yield rest, 0.9, "the v or th is swallowed" if p == "ER0" else "the last vowel is not spoken"
-        elif p == "AH0" and after in ("N", "L", "M") and before in ("S", "Z", "T", "D", "L", "K", "R", "F", "P"): yield rest, 1.6, "the vowel before n or l is not spoken"
-        elif before == "R" and p in ("IH0", "AH0") and k >= 2 and phones[k - 2][-1] == "1" and after in ("T", "K", "S"): yield rest, 1.2, "the vowel after r is not spoken"
+        if before[-1].isdigit() and (p != "IY0" or before[-1] == "0"): yield rest, 1.0 if before[:2] == "AW" else 1.3 if before[-1] == "0" or before[:2] == "AY" else 1.7, "two vowels run together"
+        elif p == "ER0" and after[-1:].isdigit(): yield rest, 1.3, "the middle vowel is not spoken"
+        elif p in ("AH0", "IH0") and after in _SONORANT and k + 2 < len(phones) and phones[k + 2][-1] == "0": yield rest, 1.4, "the middle vowel is not spoken"
+        elif p in ("IY0",) and after[-1:].isdigit(): yield rest, 1.3, "two vowels run together"
+        elif before in ("V", "DH") and p in ("AH0", "ER0", "IH0") and k >= 2 and phones[k - 2][-1] in "12" and (p == "ER0" or after in ("N", "L")): yield rest, 1.6, "the v or th is swallowed" if p == "ER0" else "the last vowel is not spoken"
+        elif p == "AH0" and after in ("N", "L", "M") and before in ("S", "Z", "T", "D", "L", "K", "R", "F", "P"): yield rest, 2.4, "the vowel before n or l is not spoken"
+        elif before == "R" and p in ("IH0", "AH0") and k >= 2 and phones[k - 2][-1] == "1" and after in ("T", "K", "S"): yield rest, 1.9, "the vowel after r is not spoken"
 
 @lru_cache(1 << 16)
 def options(
@@ -63,6 +63,16 @@ def tokens(
     if len(at) != len(found): return found
     return tuple("-" + w if k > 1 and text[k - 1] == "-" and text[k - 2].isalpha() else w for w, k in zip(found, at))
 
+def pauses(
+    line: str,
+    count: int,  # words of `tokens`
+) -> list[int]:  # 1 for a word before which the voice rests, a line's first word apart
+    "Where punctuation lets a line begin anew."
+    text = _plain(line)
+    found = list(_WORD.finditer(text))
+    if len(found) != count: return [0] * count
+    return [0] * bool(found) + [int(any(c in ",.;:!?()\u2014\u2013" for c in text[a.end() : b.start()]) or "--" in text[a.end() : b.start()]) for a, b in zip(found, found[1:])]
+
 # %% ../../nbs/lib/verse/02_syllables.ipynb #674d7f4e
 def joins(
     w: str, after: str,  # words of `tokens`
@@ -71,11 +81,11 @@ def joins(
     w, after = w.lstrip("-"), after.lstrip("-")
     first = pronounce(after).variants[0][0]
     if not (first[-1].isdigit() or after in ("his", "him", "her", "he", "hath", "have", "had")): return None
-    if w == "the" and first[-1].isdigit(): return 0.9, "th'"
-    if w == "to" and first[-1].isdigit(): return 1.3, "t'"
-    if w in ("many", "any", "every", "busy", "heavy", "pretty", "very", "happy", "merry", "weary") and after in ("a", "an", "another"): return 0.5, f"{w} {after}"
-    if w in ("i", "you", "we", "they", "thou", "he", "she", "it") and after in ("am", "are", "art", "will", "have", "had", "hath", "is"): return 1.5, f"{w} {after}"
-    if len(w) > 2 and pronounce(w).variants[0][-1] in ("IY0", "OW0") and first[-1].isdigit(): return 1.2, f"{w} {after}"
+    if w == "the" and first[-1].isdigit(): return 1.6, "th'"
+    if w == "to" and first[-1].isdigit(): return 2.6, "t'"
+    if w in ("many", "any", "every", "busy", "heavy", "pretty", "very", "happy", "merry", "weary") and after in ("a", "an", "another"): return 1.0, f"{w} {after}"
+    if w in ("i", "you", "we", "they", "thou", "he", "she", "it") and after in ("am", "are", "art", "will", "have", "had", "hath", "is"): return 2.4, f"{w} {after}"
+    if len(w) > 2 and pronounce(w).variants[0][-1] in ("IY0", "OW0") and first[-1].isdigit(): return 2.0, f"{w} {after}"
     return None
 
 # %% ../../nbs/lib/verse/02_syllables.ipynb #00bd1eee
