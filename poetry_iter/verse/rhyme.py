@@ -12,7 +12,7 @@ from collections import namedtuple
 import numpy as np
 
 from ..core import UserError
-from .pronunciation import pronounce, line_words
+from .pronunciation import clean, line_words, pronounce
 from .rhyme_odds import _CLOSE_CODAS, _coda_names, line_end, log_odds, pair_features
 from .schemes import SMALL, by_sound, candidates, canonical, clusters, merge, pair_odds, stanza_schemes
 
@@ -64,7 +64,7 @@ def _split(lines):
     lines = [str(l) for l in lines]
     stanzas, now = [], []
     for k, l in enumerate(lines):
-        if l.strip(): now.append(k)
+        if clean(l).strip(): now.append(k)
         elif now: stanzas, now = stanzas + [now], []
     return lines, stanzas + [now] if now else stanzas
 
