@@ -11,11 +11,11 @@ from collections import Counter
 
 from . import meter, rhyme
 from ..core import UserError
-from .form_parts import REGISTRY, Analysis, Match, Part, agreement, analyse, best_rhymed, counted, form, in_stanzas, metered_as, rhymed_as, rhymed_share, same_words, scans_of, share_of
+from .form_parts import REGISTRY, Analysis, Match, Part, agreement, analyse, best_rhymed, counted, foreign, form, in_stanzas, metered_as, rhymed_as, rhymed_share, same_words, scans_of, share_of
 from .pronunciation import pronounce, line_words
 from .schemes import canonical
 
-# %% ../../nbs/lib/verse/08_forms.ipynb #56428b15
+# %% ../../nbs/lib/verse/08_forms.ipynb #9257c310
 _PENTAMETER = ("iambic",), (5,), "iambic pentameter"
 
 def _untitled(a, n):
@@ -35,11 +35,13 @@ def _untitled(a, n):
     note = [f"line {k + 1} stands apart: taken for a title" for k in range(head)] + [f"line {ends + k + 1} stands apart: taken for a signature" for k in range(extra - head)]
     return a._replace(lines=rows, stanzas=stanzas, letters=canonical(a.letters[head:ends]), poem=a.poem._replace(lines=tuple(scans_of(a)[head:ends]))), note
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #d9f57912
 def _part_of(a, start, end):
     "Some lines of a text as a text of their own."
     lines = a.lines[start:end]
     return a._replace(lines=lines, stanzas=[lines], letters=canonical(rhyme.scheme(lines)), poem=a.poem._replace(lines=tuple(scans_of(a)[start:end])))
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #5145c606
 def _sonnet(a, options, n=14):
     a, note = _untitled(a, n)
     lines, out = counted(len(a.lines), n)
@@ -50,6 +52,7 @@ def _sonnet(a, options, n=14):
 
 _SESTETS = "CDECDE CDCDCD CDEDCE CDCDEE CDDCEE CDEEDC CDDCCD CDEECD CDCEDE CDEDEC CCDEED CDCCDC CDDECE CDCEED CCDCCD CDCDDC CCDEDE CDDEEC CCDCDD CDEEDD".split()
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #41cae0b4
 @form("Shakespearean sonnet", 0.9)
 def _shakespearean(a):
     "14 lines of iambic pentameter, ABAB CDCD EFEF GG"
@@ -70,6 +73,7 @@ def _meredithian(a):
     "16 lines of iambic pentameter in four enclosed quatrains, ABBA CDDC EFFE GHHG"
     return _sonnet(a, ["ABBACDDCEFFEGHHG"], 16)
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #c0c090bd
 @form("irregular sonnet", 0.6)
 def _irregular(a):
     "14 lines, rhymed throughout in a scheme of its own, mostly iambic pentameter"
@@ -86,6 +90,7 @@ def _irregular(a):
     m, rest = metered_as(a, ("iambic",), (5,), "iambic pentameter", weight=2.5, least=0.02)
     return [lines, shape, Part("rhyme", min(1.0, share / 0.85), 3), m, Part("no usual scheme", 0.5, 2)], note + out + ([] if share > 0.85 else [f"{share:.0%} of the lines rhyme"]) + rest
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #aae2e8f0
 @form("couplet sonnet", 0.85)
 def _couplet_sonnet(a):
     "14 lines of iambic pentameter in seven couplets, not parted into stanzas"
@@ -101,6 +106,7 @@ def _caudate(a):
     body, out = _petrarchan(_part_of(a, 0, 14))
     return [*body, Part("tail", share_of([a.letters.count(c) > 1 for c in a.letters[14:]]), 2)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #9699cb2d
 @form("sonnet sequence", 1.0)
 def _sequence(a):
     "sonnets one after the other"
@@ -108,12 +114,13 @@ def _sequence(a):
     if n < 28 or n % 14: return [Part("lines", 0.2, 3)], [f"{n} lines, expected 28, 42 …"]
     ends, sizes = set(), {len(s) for s in a.stanzas}
     for s in a.stanzas: ends.add(max(ends, default=0) + len(s))
-    if len(a.stanzas) > 1 and (not ends >= set(range(14, n + 1, 14)) or sizes in ({2}, {7})): return [Part("lines", 0.3, 3)], ["the stanzas do not end with every fourteenth line"]
+    if len(a.stanzas) > 1 and (not ends >= set(range(14, n + 1, 14)) or sizes in ({2}, {7}, {2, 3})): return [Part("lines", 0.3, 3)], ["the stanzas do not end with every fourteenth line"]
     found = [max(_value(f(part)[0]) for f in _SONNETS) for part in (_part_of(a, k, k + 14) for k in range(0, n, 14))]
     return [Part("sonnets", share_of([x >= ACCEPT for x in found]), 3), Part("each", sum(found) / len(found), 2)], [f"lines {14 * k + 1} to {14 * k + 14} are no sonnet" for k, x in enumerate(found) if x < ACCEPT]
 
 _SONNETS = (_shakespearean, _petrarchan, _spenserian, _irregular)
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #72a2a2f9
 @form("villanelle", 1.0)
 def _villanelle(a):
     "19 lines, ABA five times and ABAA; lines 1 and 3 return in turn"
@@ -128,6 +135,7 @@ def _villanelle(a):
             if s < 0.5: out.append(f"line {k + 1} should repeat line {first + 1}")
     return [lines, rhymes, Part("refrains", share_of(marks), 3)], out + [d for d in more if "repeats the word" not in d]
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #0a774719
 @form("sestina", 1.0)
 def _sestina(a):
     "six stanzas of six lines and three more; the six end words change places in a fixed order"
@@ -144,6 +152,7 @@ def _sestina(a):
             if not ok: out.append(f"line {6 * stanza + k + 1} should end in '{ends[o]}'")
     return [lines, Part("end words", share_of(hits), 4)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #076ce285
 def _halved(a):
     "A limerick that is printed in four lines, with its third line as two."
     lines = a.lines
@@ -168,6 +177,7 @@ def _limerick(a):
     rhymed = agreement(a.letters, "AABBA")
     return [lines, Part("rhyme", rhymes.score if rhymed > 0.6 else min(0.3, rhymes.score), 3), Part("meter", max(0.15, 0.5 * share_of(flags) + 0.5 * short), 2)], out + [d for d in more if not ("repeats" in d and "line 5" in d)] + ([] if short else ["lines 3 and 4 should be shorter than the others"])
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #5e56455a
 @form("ghazal", 1.0)
 def _ghazal(a):
     "couplets; the first line and every second line end in one refrain, a rhyme before it"
@@ -185,7 +195,7 @@ def _ghazal(a):
     qafia = share_of([rhyme.pair(before[0], w).score > 0.5 for w in before[1:]]) if len(before) > 1 else 0.0
     return [Part("refrain", refrain if size else 0.6 * refrain, 4), Part("only there", 1 - other, 2), Part("rhyme before it", max(0.4, qafia), 1)], out
 
-# %% ../../nbs/lib/verse/08_forms.ipynb #2024e2f5
+# %% ../../nbs/lib/verse/08_forms.ipynb #11b6168c
 def _couplets_part(a):
     n = len(a.lines)
     if n >= 9:  # here and there a triplet or a line alone
@@ -195,6 +205,7 @@ def _couplets_part(a):
     if n < 2 or n % 2: return None, [f"{n} lines, expected pairs"]
     return rhymed_as(a, "".join(chr(0x4E00 + k // 2) for k in range(n)))
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #0c3dbcc6
 @form("heroic couplets", 0.8)
 def _heroic(a):
     "pairs of rhymed iambic pentameters"
@@ -209,6 +220,7 @@ def _couplets(a):
     part, out = _couplets_part(a)
     return [part or Part("rhyme", 0.1, 3)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #3509584e
 @form("terza rima", 0.95)
 def _terza(a):
     "tercets that interlock, ABA BCB CDC …, often with a last line or couplet"
@@ -228,6 +240,7 @@ def _tercets(a):
     if len(a.lines) == 3 and a.letters not in ("AAA", "ABA"): share = 0.4
     return [Part("stanzas", share if len(a.stanzas) > 1 or len(a.lines) == 3 else 0.1, 3), Part("rhyme", max(0.6, min(1.0, rhymed_share(a) / 0.6)), 1)], [] if share == 1 else [f"stanza {k + 1} has {len(s)} lines, expected 3" for k, s in enumerate(a.stanzas) if len(s) != 3][:6]
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #26a2ce18
 @form("ballad", 1.0)
 def _ballad(a):
     "quatrains (or stanzas built alike) in which lines 2 and 4 rhyme, four beats and three in turn"
@@ -252,6 +265,7 @@ def _ballad(a):
     out += [f"line {k + 1} has {len(scans[k].feet)} feet, expected {(4, 3)[k % 2]}" for k, b in enumerate(beats) if b][:6]
     return [Part("stanzas", max(0.01, built if sum(s % 2 == 0 for s in sizes) > len(sizes) / 3 else 0.3), 2), Part("rhyme", share_of(even), 3), Part("beats", max(0.05, min(1.0, near / 0.85)), 3)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #f6f7eff6
 @form("quatrain", 0.45)
 def _quatrain(a):
     "stanzas of four lines, rhymed in one of the usual ways"
@@ -280,6 +294,7 @@ def _stanzas(a):
     out = [f"stanza {k + 1} rhymes {x}, the others {usual}" for k, x in enumerate(schemes) if x != usual]
     return [Part("stanzas", n / len(a.stanzas) if len(a.stanzas) > 1 and size > 2 else 0.2, 3), Part("rhyme", max(0.1, rhymed_share(a)), 2), Part("the same scheme", max(0.5, times / len(schemes)), 2)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #0f19cc6e
 @form("ottava rima", 0.95)
 def _ottava(a):
     "stanzas of eight, ABABABCC, iambic pentameter"
@@ -296,6 +311,7 @@ def _spenserian_stanza(a):
     parts, out = in_stanzas(a, 9, "ABABBCBCC", (5, 6), "iambic pentameter, the ninth line a hexameter")
     return parts, out + [f"line {k + 1} should have six feet" for k, s in enumerate(scans_of(a)) if k % 9 == 8 and len(s.feet) != 6]
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #ec67d68f
 @form("haiku", 0.95)
 def _haiku(a):
     "three lines of five, seven and five syllables; also a row of such stanzas"
@@ -316,6 +332,7 @@ def _syllables_near(line, want):
         counts = {c + x for c in counts for x in ways}
     return min(counts, key=lambda c: (abs(c - want), c))
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #b3973854
 @form("blank verse", 0.6)
 def _blank(a):
     "unrhymed iambic pentameter"
@@ -323,6 +340,7 @@ def _blank(a):
     loose = 1 - rhymed_share(a)
     return [part, Part("no rhyme", min(1.0, loose / 0.8), 3), Part("lines", min(1.0, len(a.lines) / 6), 1)], out[:8] + ([] if loose > 0.8 else [f"{1 - loose:.0%} of the lines rhyme"])
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #f6807962
 @form("free verse", 0.3)
 def _free(a):
     "neither rhyme nor meter"
@@ -351,6 +369,7 @@ def _is_prose(a):
     lengths = [len(l) for l in a.lines]
     return sum(lengths) / len(lengths) > 90 or (len(a.lines) <= 3 and max(lengths) > 130)
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #3fb576ee
 @form("prose poem", 0.7)
 def _prose(a):
     "paragraphs, not lines"
@@ -361,7 +380,8 @@ def _prose(a):
 
 # %% ../../nbs/lib/verse/08_forms.ipynb #68b96a37
 ACCEPT = 0.6  # the score from which a text is said to have a form
-_FLOORS = {"rhyme": 0.5, "lines": 0.5, "stanzas": 0.4, "refrains": 0.5, "end words": 0.5, "refrain": 0.6, "syllables": 0.4, "no rhyme": 0.3, "sonnets": 0.6}  # under which a part spoils the whole
+# one part that is this low spoils the whole, however well the others do
+_FLOORS = {"rhyme": 0.5, "lines": 0.5, "stanzas": 0.4, "refrains": 0.5, "end words": 0.5, "refrain": 0.6, "syllables": 0.4, "no rhyme": 0.3, "sonnets": 0.6}
 _STRICT = {"terza rima", "rhyme royal", "ottava rima", "Spenserian stanza", "couplet sonnet"}  # whose rhymes are what makes them
 
 def _value(parts):
@@ -375,10 +395,12 @@ def _match(name, a):
     if not a.lines: return Match(name, 0.0, False, (), ("the text is empty",))
     parts, out = f(a)
     score = round(_value(parts), 4)
+    if warning := foreign(a.text): parts, out, score = [*parts, Part("English", 0.1, 3)], [warning, *out], min(score, 0.55)
     floors = _FLOORS | ({"rhyme": 0.75} if name in _STRICT else {})
-    if any(p.score < floors.get(p.name, 0) for p in parts): score = min(score, ACCEPT - 0.05)
+    if any(p.score < floors.get(p.name, 0) for p in parts): score = min(score, 0.55)
     return Match(name, score, score >= ACCEPT, tuple(parts), tuple(out))
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #e2b8713c
 def detect(
     text: str,
     most: int = 5,  # matches to give
@@ -389,6 +411,7 @@ def detect(
     found = [_match(name, a) for name in REGISTRY]
     return sorted(found, key=lambda m: -(m.score - 0.12 * (1 - REGISTRY[m.form][1])))[:most]
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #6dcde679
 def check(
     text: str,
     form: str,  # a name of the registry, in any case; "sonnet" is the best of the sonnets
@@ -410,7 +433,8 @@ def report(
     a = analyse(str(text))
     if not a.lines: raise UserError("there is no text to analyse; expected a poem with at least one line")
     every = [w for l in a.lines for w in line_words(l)]
-    scans = [m for m, l in zip(a.poem.lines, "\n\n".join("\n".join(s) for s in a.stanzas).splitlines()) if l.strip()]
+    whole = "\n\n".join("\n".join(s) for s in a.stanzas)
+    scans = [m for m, l in zip(a.poem.lines, whole.splitlines()) if l.strip()]
     rows, at = [], 0
     for number, s in enumerate(a.stanzas, 1):
         for l in s:
@@ -419,8 +443,9 @@ def report(
             at += 1
     return {
         "lines": rows, "stanzas": [len(s) for s in a.stanzas],
-        "rhyme": {"scheme": rhyme.scheme(text).strip(), "by_sound": rhyme.scheme(text, context=False).strip(), "density": round(rhyme.density(text), 4)},
+        "rhyme": {"scheme": rhyme.scheme(whole).strip(), "by_sound": rhyme.scheme(whole, context=False).strip(), "density": round(rhyme.density(whole), 4)},
         "meter": {"name": a.poem.meter, "fit": a.poem.fit, "family": a.poem.family},
         "forms": [{"form": m.form, "score": m.score, "accepted": m.accepted, "parts": {p.name: round(p.score, 4) for p in m.parts}, "deviations": list(m.deviations)} for m in detect(text)],
+        "left_out": [{"text": l, "what": what} for l, what in a.left_out], "warnings": [w for w in [foreign(a.text)] if w],
         "unknown_words": {"share": round(sum(pronounce(w).source == "guess" for w in every) / max(1, len(every)), 4), "words": sorted({w for w in every if pronounce(w).source == "guess"})[:20]},
     }

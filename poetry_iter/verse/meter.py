@@ -12,10 +12,10 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from .pronunciation import line_words
-from .syllables import ELASTIC, Option, cells, elastic, joins, options, pauses, tokens
+from .pronunciation import line_words, unnumbered
+from .syllables import ELASTIC, Option, cells, divided, elastic, joins, options, pauses, tokens
 
-# %% ../../nbs/lib/verse/03_meter.ipynb #7ebb3441
+# %% ../../nbs/lib/verse/03_meter.ipynb #ee2d9dae
 FEET = {"iambic": "ws", "trochaic": "sw", "anapestic": "wws", "dactylic": "sww"}
 LENGTHS = ["", "monometer", "dimeter", "trimeter", "tetrameter", "pentameter", "hexameter", "heptameter", "octameter"]
 _FEET_MAX = 8
@@ -25,6 +25,7 @@ _PRIOR = {"iambic": 0.0, "trochaic": 0.7, "anapestic": 0.6, "dactylic": 1.7}
 _AFTER_PAUSE = 1.2  # what a pause before a foot takes off the price of its inversion
 _LENGTH_PRIOR = [9, 2.5, 1.2, 0.6, 0.2, 0.0, 1.0, 1.2, 1.8]
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #e8610624
 def _family_grids(family, feet):
     "All grids of one meter."
     if family == "iambic":
@@ -64,6 +65,7 @@ def _family_grids(family, feet):
     grow(0, (), 0.0, ())
     return out
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #3746c47d
 @cache
 def _grids():
     "By number of syllables: the grids, their strong positions and prices, the meter of each, and where each meter begins."
@@ -85,7 +87,7 @@ def _grids():
         out[n] = grids, strong, price, turned, code, np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
     return out
 
-# %% ../../nbs/lib/verse/03_meter.ipynb #ee2d9dae
+# %% ../../nbs/lib/verse/03_meter.ipynb #bba89c5b
 _LOW = -30.0
 
 Reading = namedtuple("Reading", "stresses cost why")  # a tuple of options' digits, their price, reasons
@@ -110,14 +112,20 @@ def _readings(line_words, most=24, dearest=9.0):
             out.append(Reading(tuple(r), c1 + c2, (o1.why, o2.why)))
     return out[:most]
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #f80e7ad6
 def _costs(line_words, reading, pauses):
-    s, w, after = [], [], []
-    for cell, pause in zip(map(cells, line_words, reading.stresses), pauses):
-        s += cell[2]
-        w += cell[3]
-        after += [pause] + [0] * (len(cell[2]) - 1) if cell[2] else []
+    s, w, starts = [], [], []
+    for _, _, strong, weak in map(cells, line_words, reading.stresses):
+        starts.append(len(s))
+        s += strong
+        w += weak
+    after = [0] * len(s)
+    if 1 in pauses:
+        for k, pause in zip(starts, pauses):
+            if pause and k < len(after): after[k] = 1
     return s, w, after
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #676d4126
 def _scored(items):
     "By number of syllables: which line and reading each row is, and its score under every grid."
     rows = {}
@@ -143,6 +151,7 @@ def _best(items, scored, expected):
             if v > out[k][2]: out[k] = (r, grids[g], v)
     return out
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #ba179511
 _SHARE, _ONCE = 0.05, 1.0
 
 def _priors(): return np.array([[_PRIOR[f] + l for l in _LENGTH_PRIOR] for f in FEET], np.float32).ravel()
@@ -170,11 +179,12 @@ def _expectations(scored, shape):
         expected[ks, family] = 1.2 * np.log(0.03 + mean)
     return expected.reshape(len(table), -1) - _SHARE * _priors()
 
-# %% ../../nbs/lib/verse/03_meter.ipynb #bba89c5b
+# %% ../../nbs/lib/verse/03_meter.ipynb #7f8e7ad8
 _FULL, _QUIET = 1.2, -3.0  # strengths: chosen on scansions of our own
 _SELDOM = frozenset("and as but than my thy".split())  # little words that readers lift in less than half of the strong positions
 _WEIGHTY = frozenset("then now here up out off both each all one this that no not o oh ah yes lo come go see well once down there what why how".split())
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #a5a6ced7
 def _spoken(line_words, reading, positions, pauses=None, rising=True):
     "Stresses as '+' and '-'."
     out, kinds, rests = [], [], []
@@ -189,35 +199,18 @@ def _spoken(line_words, reading, positions, pauses=None, rising=True):
         if kind == 1 and out[k] == "+" and positions[k] == "s" and ((k == 0 and rising) or out[k - 1 : k] == ["+"] or out[k + 1 : k + 2] == ["+"]): out[k] = "-"
     return "".join(out)
 
-# %% ../../nbs/lib/verse/03_meter.ipynb #771a331d
+# %% ../../nbs/lib/verse/03_meter.ipynb #6571dfde
 Departure = namedtuple("Departure", "foot kind reason")  # foot from 1; 0: the whole line
 Scan = namedtuple("Scan", "text stresses syllables feet meter nominal departures fit family")
 
 def _named(family, feet): return f"{family} {LENGTHS[feet]}"
-
-@lru_cache(1 << 16)
-def _syllable_texts(word, n):
-    "A word's letters in n parts."
-    if n <= 1: return [word] * n
-    groups = [m.span() for m in re.finditer(r"[aeiouyè]+", word)]
-    if len(groups) > n and word.endswith(("e", "es", "ed")): groups = groups[: max(n, len(groups) - 1)]
-    while len(groups) > n: groups.pop()
-    while len(groups) < n and groups:
-        k = max(range(len(groups)), key=lambda k: groups[k][1] - groups[k][0])
-        a, b = groups[k]
-        if b - a < 2: break
-        groups[k : k + 1] = [(a, a + 1), (a + 1, b)]
-    if len(groups) != n: return [word[k * len(word) // n : (k + 1) * len(word) // n] for k in range(n)]
-    cuts = [0]
-    for (_, a), (b, _) in zip(groups, groups[1:]): cuts.append(a + (b - a) // 2 if b - a != 2 or word[a : b] not in ("th", "sh", "ch", "ph") else a)
-    return [word[a:b] for a, b in zip(cuts, cuts[1:] + [len(word)])]
 
 def _told(line, line_words, pauses, reading, grid, score):
     "A scanned line with its reasons."
     syllables, before = [], ""
     for w, s in zip(line_words, reading.stresses):
         if not s: before += w.lstrip("-") + " "  # th' expense: written with the next syllable
-        for t in _syllable_texts(w.lstrip("-"), len(s)):
+        for t in divided(w.lstrip("-"), len(s)):
             syllables.append(before + t)
             before = ""
     if before and syllables: syllables[-1] += " " + before.strip()
@@ -239,6 +232,7 @@ def _told(line, line_words, pauses, reading, grid, score):
         at += len(cell)
     return Scan(line, stresses, tuple(syllables), tuple(feet), _named(grid.family, grid.feet), nominal, tuple(out), round(float(np.exp(min(0.0, score) / (2 * grid.feet))), 4), grid.family)
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #8a423792
 def _fits(best):
     "Whether a line as it stands is good enough that no other way to say it need be tried."
     _, grid, score = best
@@ -271,12 +265,14 @@ def _scan_all(lines, shape):
         scans.append(_told(l, ws, ps, readings[r], grid, score))
     return scans
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #6c8cbce1
 def scan(
     line: str,
 ) -> Scan:  # stresses, syllables, feet, meter, departures
     "One line, on its own."
     return _scan_all([str(line).replace("\n", " ")], [0])[0]
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #8051e1ef
 PoemScan = namedtuple("Poem", "meter fit family feet lines")  # feet: how many in each line; lines: a `Scan` each, None where blank
 
 def poem(
@@ -284,7 +280,7 @@ def poem(
 ) -> PoemScan:  # the poem's meter, its fit in [0, 1], and each line's scan
     "The meter of a poem, and how each line keeps it."
     if isinstance(lines, str): lines = lines.splitlines()
-    lines = [str(l) for l in lines]
+    lines = unnumbered([str(l) for l in lines])
     at = [k for k, l in enumerate(lines) if line_words(l[:4000])]
     if not at: return PoemScan("none", 0.0, "none", (), tuple(None for _ in lines))
     shape, place, known = [], 0, set(at)
