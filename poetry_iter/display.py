@@ -15,9 +15,9 @@ from pathlib import Path
 
 from IPython.display import HTML
 
-from .core import UserError, read_jsonl, write_text
+from .core import UserError, write_text
 from .poems import Poem, load_poems
-from .runs import Run
+from .runs import Run, reference_runs
 
 # %% ../nbs/lib/09_display.ipynb #3bcd028b
 _CARD = "flex:1 1 17em;max-width:34em;border:1px solid #8886;border-radius:6px;padding:.7em .9em;margin:.3em;{}"
@@ -40,23 +40,26 @@ def side_by_side(cards: list[str]) -> HTML:
     "Cards in a row that wraps."
     return HTML(f"<div style='display:flex;flex-wrap:wrap;align-items:stretch'>{''.join(cards)}</div>")
 
+# %% ../nbs/lib/09_display.ipynb #b2fcff68
 COLOURS = {"winner": "#2a9d5c", "loser": "#b8b8b8", "refused": "#d1495b", "duplicate": "#e9a23b"}
 
 def _figures(row: dict, names=("loss", "gain", "gain_over_other", "contrast")) -> str:
     return " · ".join(f"{n.replace('_', ' ')} {row[n]:.3f}" for n in names if row.get(n) is not None)
 
+# %% ../nbs/lib/09_display.ipynb #bf094142
 def poem_cards(
-    written: list[dict],  # rows of `write`
+    written: list[dict],  # rows of `write_from`
     poems: dict[str, Poem],  # the true ones, by id
 ) -> HTML:
     "What was written from a description, beside the true poem."
     cards = []
     for r in written:
-        true = poems[r["poem"]]
+        true = poems[r["poem_id"]]
         cards += [text_card("description", r["description"]), text_card(f"written: {r['title']}", r["content"], f"ended: {r['ended']}", "#7a5cc4"),
                   text_card(f"true: {true.title}", true.content, true.author)]
     return side_by_side(cards)
 
+# %% ../nbs/lib/09_display.ipynb #783b1f33
 def candidate_cards(candidates: list[dict], poem: Poem) -> HTML:
     "A poem and all that was said of it."
     cards = [text_card(c_title(c), c["description"] or "—", f"{c['tokens']} tokens · shared n-gram {c['shared_ngram']} · rare words {c['rare_overlap']:.0%}") for c in candidates]
@@ -67,12 +70,13 @@ def c_title(row: dict) -> str:
     end = "" if row["ended"] == "complete" else f" ({row['ended']})"
     return f"candidate {row['candidate']}{end}" + (f": {row['verdict']}" if row.get("verdict") else "")
 
+# %% ../nbs/lib/09_display.ipynb #9f89a61d
 def scored_cards(rows: list[dict], poems: dict[str, Poem], by: str = "gain") -> HTML:
     "The best and the worst description by a score, each with its poem."
     known = sorted((r for r in rows if r.get(by) is not None), key=lambda r: r[by])
     cards = []
     for which, r in (("best", known[-1]), ("worst", known[0])) if known else ():
-        p = poems[r["poem"]]
+        p = poems[r["poem_id"]]
         cards += [text_card(f"{which} by {by.replace('_', ' ')}", r["description"], _figures(r), "#2a9d5c" if which == "best" else "#d1495b"), text_card(p.title, p.content, p.author)]
     return side_by_side(cards)
 
@@ -83,7 +87,7 @@ def ledger_cards(
 ) -> HTML:
     "Winners beside losers, poem by poem, with the reason of each verdict."
     by_poem = {}
-    for r in ledger: by_poem.setdefault(r["poem"], []).append(r)
+    for r in ledger: by_poem.setdefault(r["poem_id"], []).append(r)
     gains = lambda rows: [r["gain"] for r in rows if r["gain"] is not None] or [0]
     cards = []
     for p in sorted(by_poem, key=lambda p: min(gains(by_poem[p])) - max(gains(by_poem[p])))[:most]:
@@ -115,16 +119,16 @@ def table(
     m = m[(m.stage == stage) & m.name.isin(names)]
     return m.pivot_table(index="round", columns="name", values="value", aggfunc="last").reindex(columns=names).astype(float)
 
+# %% ../nbs/lib/09_display.ipynb #4235eac0
 def results_table(
-    folder: str | Path,  # a folder of runs: of each, config.json and metrics.jsonl are enough
+    folder: str | Path,  # with the two tables of `keep_reference`, or a folder of runs
 ):  # DataFrame: a row a run
     "What each run was, its held-out gain over another poem's description at the start and at the end, and the change, paired by poem."
     import pandas as pd
 
     span = lambda t, name: f"{t[name]:+.3f} [{t[name + '_lo']:+.3f}, {t[name + '_hi']:+.3f}]"
     rows = []
-    for path in sorted(p.parent for p in Path(folder).glob("*/metrics.jsonl")):
-        run = Run(path)
+    for run in reference_runs(folder) or [Run(p.parent) for p in sorted(Path(folder).glob("*/metrics.jsonl"))]:
         said, names = run.config["parameters"], [n + e for n in ("gain", "gain_over_other", "change_gain_over_other") for e in ("", "_lo", "_hi")]
         t, selected = table(run, "evaluate", [*names, "poems"]), table(run, "select", ["guard_changed"])
         first, last = t.iloc[0], t.iloc[-1]
@@ -134,6 +138,7 @@ def results_table(
     if not rows: raise UserError(f"{folder}: no run with metrics in it")
     return pd.DataFrame(rows).set_index("run")
 
+# %% ../nbs/lib/09_display.ipynb #f54c30e5
 def gain_curves(run: Run):
     "Held-out gain by round with its 95 % intervals: over none, over another poem's, and with the descriptions of the start."
     import matplotlib.pyplot as plt
@@ -151,6 +156,7 @@ def gain_curves(run: Run):
     fig.tight_layout()
     return fig
 
+# %% ../nbs/lib/09_display.ipynb #72c39984
 def loss_curves(run: Run):
     "Training loss and learning rate by step, and the mean losses of candidates and held-out poems by round."
     import matplotlib.pyplot as plt
@@ -170,6 +176,7 @@ def loss_curves(run: Run):
     fig.tight_layout()
     return fig
 
+# %% ../nbs/lib/09_display.ipynb #abc82f29
 def collapse_panel(run: Run):
     "Variety of what is written by round, beside what people wrote (dashed)."
     import matplotlib.pyplot as plt
@@ -195,6 +202,7 @@ def picture(fig) -> str:
     plt.close(fig)
     return f"<img style='max-width:100%' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'>"
 
+# %% ../nbs/lib/09_display.ipynb #dca1d4c4
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>
 <style>:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em}}h1,h2{{font-family:Georgia,serif}}
 table{{border-collapse:collapse;font-size:.9em}}td,th{{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}}th{{font-weight:600}}img{{background:#fff;border-radius:6px}}
@@ -222,8 +230,7 @@ def load_round(
     name: str = "ledger",  # candidates, scored, ledger, winners, held_out or written
 ) -> list[dict]:  # empty where the stage has not run
     "The rows that a stage wrote in a round."
-    path = run.round(round, make=False) / f"{name}.jsonl"
-    return read_jsonl(path) if path.exists() else []
+    return run.rows(f"round_{round:03d}/{name}.jsonl")
 
 def run_poems(run: Run) -> dict[str, Poem]:
     "The poems of a run, by id; `extra['split']` says on which side each stands."
@@ -246,7 +253,7 @@ def paired_differences(
 
     from poetry_iter.scoring import bootstrap
 
-    values = lambda run, n: {r["poem"]: r[name] for r in load_round(run, n, "held_out") if r.get(name) is not None}
+    values = lambda run, n: {r["poem_id"]: r[name] for r in load_round(run, n, "held_out") if r.get(name) is not None}
     rows = []
     for n in rounds_of(runs[0]):
         base = values(runs[0], n)

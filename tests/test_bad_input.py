@@ -9,9 +9,9 @@ import sys
 import pytest
 from conftest import HOUSE
 
-from poetry_iter.core import UserError, write_json
+from poetry_iter.core import UserError
 from poetry_iter.pipeline.command_line import main
-from poetry_iter.pipeline.experiments import check_model
+from poetry_iter.pipeline.parameters import check_model
 
 
 def row(title="A", content="one line\nand another"):
@@ -27,7 +27,9 @@ POEM_FILES = {  # name: (content, what the sentence says)
     "no-text.jsonl": (row() + "\n" + json.dumps({"title": "B"}) + "\n", "line 3: no poem"),
     "number.jsonl": (json.dumps({"title": "B", "content": 7}), "line 1: `content` is int, expected text"),
     "list.jsonl": ("[1, 2]\n", "line 1: expected a JSON object"),
-    "wrong.csv": ("title,content\n", "poems are .jsonl, .json or .txt files, found '.csv'"),
+    "empty.csv": ("title,content\n", "no poem in it"),
+    "wrong.doc": ("a poem", "poems are .jsonl, .json, .txt, .csv, .tsv, .parquet or .arrow files, found '.doc'"),
+    "columns.csv": ("title,stanza\nA,b\n", "no column for the poem; found title, stanza"),
     "html.jsonl": (row(content="a<br>b"), "HTML"),
     "object.json": ("[1]", "row 1: expected an object"),
     "not-a-number.jsonl": (row()[:-2] + ', "score": NaN}', "line 1: `score` holds what is no JSON"),
@@ -71,7 +73,7 @@ SETTINGS = {  # what is given: what the sentence says
     "run_dir=x": "run_dir: the runner gives it",
     "num_candidates": "expected name=value",
     "poems=nowhere.jsonl": "nowhere.jsonl: there is no such file",
-    "poems=nbs/loop": "no .jsonl, .json or .txt file in this folder",
+    "poems=nbs/loop": "no .jsonl, .json, .txt, .csv, .tsv, .parquet or .arrow file in this folder",
     "model=data/nowhere": "model data/nowhere: there is no such folder",
     "model=nowhere": "model nowhere: there is no such folder",
     "model=nbs": "the folder has no config",
@@ -181,25 +183,10 @@ def test_a_model_folder_that_is_not_whole(tmp_path, monkeypatch):
             check_model(str(model))
 
 
-def test_a_checkpoint_of_another_renderer_or_base(tmp_path, monkeypatch):
-    from poetry_iter.engines.transformers import check_adapter, model_hash
-
-    monkeypatch.chdir(HOUSE)
-    with pytest.raises(UserError, match=r"no adapter_config\.json"):
-        check_adapter(tmp_path, "data/model")
-    write_json(tmp_path / "adapter_config.json", {})
-    write_json(tmp_path / "made_with.json", {"base": "data/model", "base_hash": model_hash("data/model"), "renderer": "chat"})
-    assert check_adapter(tmp_path, "data/model", "chat")["renderer"] == "chat"
-    with pytest.raises(UserError, match="made with the renderer 'chat', asked for with 'base'"):
-        check_adapter(tmp_path, "data/model", "base")
-    with pytest.raises(UserError, match="made on the base model data/model"):
-        check_adapter(tmp_path, "Qwen/Qwen3-8B", "chat")
-
-
 def test_a_model_folder_with_a_part_of_its_weights(tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
-    from poetry_iter.engines.transformers import load_model
+    from poetry_iter.engine import ModelSpec, open_engine
 
     monkeypatch.chdir(HOUSE)
     model = tmp_path / "model"
@@ -208,11 +195,11 @@ def test_a_model_folder_with_a_part_of_its_weights(tmp_path, monkeypatch):
     whole = (model / "model.safetensors").read_bytes()
     save_file({k: v for k, v in weights.items() if ".layers.2." not in k}, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="11 of its weights are missing, as model"):
-        load_model(model)
+        open_engine(ModelSpec(name=str(model)))
     (model / "model.safetensors").write_bytes(whole)
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="the folder cannot be loaded"):
-        load_model(model)
+        open_engine(ModelSpec(name=str(model)))
 
 
 def test_poems_check_says_what_the_loop_would_keep(house, tmp_path, capsys, monkeypatch):

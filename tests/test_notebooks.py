@@ -11,7 +11,17 @@ import nbformat
 import pytest
 import yaml
 
-from poetry_iter.pipeline.experiments import EXPERIMENTS, GIVEN, check_parameters, declared_parameters, load_stages, read_profile, read_stage, resolve
+from poetry_iter.pipeline.experiments import (
+    check_parameters,
+    declared_parameters,
+    find_experiments,
+    get_experiment,
+    load_stages,
+    read_profile,
+    read_stage,
+)
+from poetry_iter.pipeline.parameters import GIVEN, Choices, Interval, names_in, resolve
+from poetry_iter.pipeline.plans import reckon
 
 HOUSE = Path(__file__).resolve().parents[1]
 NBS = HOUSE / "nbs"
@@ -112,32 +122,35 @@ def test_the_checks_find_faults(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_stages_of_an_experiment_agree(experiment):
-    stages = load_stages(EXPERIMENTS[experiment])
-    everything = declared_parameters(stages)
-    for stage in stages.values():
-        for parameter, found in stage.parameters.items():
-            if parameter not in GIVEN:
-                assert found.default == everything[parameter].default, f"{stage.name}: {parameter} has another default than in an earlier stage"
-    assert set(EXPERIMENTS[experiment].rounds) <= everything.keys()
-    for each in EXPERIMENTS[experiment].each:
+@pytest.mark.parametrize("folder", EXPERIMENT_FOLDERS, ids=name)
+def test_the_stages_of_an_experiment_agree(folder):
+    experiment = get_experiment(folder.name)
+    assert experiment.question.endswith("?") and find_experiments()[folder.name] == folder
+    assert set(experiment.stages) == {p.stem for p in folder.glob("*.ipynb")}
+    stages = load_stages(experiment)
+    everything = declared_parameters(stages)  # raises where two stages declare one name with another default or domain
+    values = {k: p.default for k, p in everything.items()}
+    check_parameters(values, everything, experiment)
+    for k, p in everything.items():
+        if isinstance(p.domain, Choices):
+            assert len(p.domain.all()) > 1
+        if isinstance(p.domain, Interval) and isinstance(p.domain.high, str):
+            assert p.domain.high in everything, f"{k}: {p.domain} names no parameter"
+    needed = {name for rule in experiment.rules.values() for name in names_in(rule["holds"])} | names_in(experiment.rounds) | experiment.skips.keys()
+    assert needed <= everything.keys()
+    assert {s for left_out in experiment.skips.values() for s in left_out} <= set(experiment.stages)
+    assert set(reckon(experiment, values)) <= set(experiment.stages)
+    for each in experiment.each:
         assert "round" in stages[each].parameters
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=name)
 def test_a_profile(path):
-    found = yaml.safe_load(path.read_text())
-    experiments = [e for e in EXPERIMENTS.values() if HOUSE / e.folder == path.parents[1]]
-    stages = load_stages(experiments[0]) if experiments else {p.stem: read_stage(p) for p in STAGES if p.parent == path.parents[1]}
-    by_hand = {k: v for k, v in found.items() if k in GIVEN}  # a profile for papermill alone names the folder too
-    assert found and not (by_hand and experiments), f"{by_hand}: the runner gives it"
-    values = resolve(
-        declared_parameters(stages), {k: v for k, v in found.items() if k not in GIVEN}
-    )  # raises for a name that no stage declares, and for a wrong type
-    if experiments:
-        assert read_profile(path.stem, experiments[0]) == found
-        check_parameters({k: v for k, v in values.items() if k not in ("poems", "engine", "load_in_4bit")})
+    experiment = get_experiment(path.parents[1].name)
+    declared, found = declared_parameters(load_stages(experiment)), read_profile(path.stem, experiment)
+    assert found == yaml.safe_load(path.read_text()) and not found.keys() & set(GIVEN), "the runner gives those"
+    values = resolve(declared, found)  # raises for a name that no stage declares, and for a wrong type
+    check_parameters({k: v for k, v in values.items() if k not in ("poems", "engine", "load_in_4bit")}, declared, experiment)
 
 
 def test_the_tag_survives_nbdev_clean(tmp_path):
@@ -219,3 +232,44 @@ def arrows() -> list[str]:
 
 def test_arrows_point_one_way():
     assert arrows() == []
+
+
+# ------------------------------------------------------------------ one seam to the engines
+
+BEHIND = {"torch", "peft", "transformers", "trl", "accelerate", "bitsandbytes", "unsloth"}  # packages
+INSIDE = {"lm", "get_base_model", "peft_config", "get_output_embeddings", "from_pretrained", "load_adapter"}  # attributes of what they give
+FILES = ("adapter_model.safetensors", "adapter_config.json", "made_with.json")
+MAKES_MODELS = {"embedded/pretraining.py", "embedded/corpus.py"}  # the model that ships is made from nothing, with torch
+
+
+def leaks(source: str) -> list[str]:
+    "What in a module reaches behind the seam."
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        found += [f"line {node.lineno} imports {m}" for m in modules if m.split(".")[0] in BEHIND]
+        if isinstance(node, ast.Attribute) and node.attr in INSIDE:
+            found.append(f"line {node.lineno} reads .{node.attr}")
+        if isinstance(node, ast.Constant) and node.value in FILES:
+            found.append(f"line {node.lineno} knows {node.value}")
+    return found
+
+
+def behind_the_seam(path: Path) -> bool:
+    name = path.relative_to(HOUSE / "poetry_iter").as_posix()
+    return name.startswith("engines/") or name in MAKES_MODELS or path.name.startswith("_")
+
+
+def test_nobody_reaches_behind_the_seam():
+    modules = [p for p in sorted((HOUSE / "poetry_iter").rglob("*.py")) if not behind_the_seam(p)]
+    assert len(modules) > 30
+    assert {p.name: found for p in modules if (found := leaks(p.read_text()))} == {}
+    stages = {name(p): [x for c in cells(p) for x in leaks("\n".join(line for line in c.source.split("\n") if not line.startswith("%")))] for p in STAGES if p.parent.name != "embedded"}
+    assert {k: v for k, v in stages.items() if v} == {}
+
+
+def test_the_seam_is_guarded():
+    "The guard finds a fault that is planted in a room."
+    planted = 'import torch.nn as nn\nfrom peft import PeftModel\nx = model.lm\npath = folder / "adapter_model.safetensors"\n'
+    assert [f.split(" ", 2)[2] for f in leaks(planted)] == ["imports torch.nn", "imports peft", "reads .lm", "knows adapter_model.safetensors"]
+    assert leaks("from poetry_iter.engine import open_engine\nlm = open_engine()") == []
