@@ -10,8 +10,8 @@ import re
 from html import escape
 
 from . import forms
-from ..core import dumps, read_text
-from .pronunciation import _plain, clean
+from ..core import dumps, plain, read_text
+from .pronunciation import _plain
 
 # %% ../../nbs/lib/verse/09_cards.ipynb #022657ec
 _COLORS = ["#c0392b", "#2471a3", "#1e8449", "#b9770e", "#7d3c98", "#148f77", "#a04000", "#5d6d7e", "#cb4335", "#2e86c1", "#28b463", "#d4ac0d", "#884ea0", "#17a589"]
@@ -60,7 +60,7 @@ def card(
         rows.append(f"<tr title=\"{why}\"><td style='color:{color};font-weight:bold;border:0;padding:0 .8em 0 0;vertical-align:bottom'>{escape(line['rhyme'])}</td><td style='border:0;padding:0;text-align:left'><pre style='margin:0;line-height:1.1;background:none'><span style='color:{color}'>{escape(marks(line['text'], line['syllables'], line['stresses']))}</span>\n{escape(line['text'])}</pre></td><td style='border:0;padding:0 0 0 1.2em;color:#999;font-size:80%;vertical-align:bottom;text-align:left'>{escape(' '.join(line['feet']))}</td></tr>")
     best = r["forms"][0]
     notes = "".join(f"<li>{escape(d)}</li>" for d in _remarks(r) + best["deviations"][:6])
-    head = f"<b>{escape(clean(title))}</b><br>" if title else ""
+    head = f"<b>{escape(plain(title))}</b><br>" if title else ""
     return Card(f"<div style='font-size:95%;margin:.5em 0;padding:.6em 1em;border:1px solid #ccc;border-radius:6px;display:inline-block'>{head}<span style='color:#666'>{escape(_form_line(r))} · {escape(r['meter']['name'])} (fit {r['meter']['fit']:.2f}) · rhyme density {r['rhyme']['density']:.2f}</span><table style='border-collapse:collapse;margin:.4em 0'>{''.join(rows)}</table><ul style='color:#a33;margin:0'>{notes}</ul></div>")
 
 def _remarks(r):

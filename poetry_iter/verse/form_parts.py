@@ -12,7 +12,7 @@ from collections import Counter, namedtuple
 from functools import lru_cache
 
 from . import meter, rhyme, schemes
-from .pronunciation import clean, line_words, unnumbered
+from .pronunciation import _seen, line_words, unnumbered
 
 # %% ../../nbs/lib/verse/07_form_parts.ipynb #0c8924d9
 Analysis = namedtuple("Analysis", "text lines stanzas letters poem left_out", defaults=((),))  # lines: of verse only; letters: one each; poem: `meter.Poem` of them; left_out: what is no verse
@@ -59,7 +59,7 @@ def verse_of(
 ) -> tuple:  # (stanzas as lists of lines, what was left out as (line, what it is))
     "A text without what stands round the verse: headings, dates, epigraphs, numbers, notes."
     stanzas, now, out = [], [], []
-    for l in [*unnumbered([clean(r) for r in text.splitlines()]), ""]:
+    for l in [*unnumbered([_seen(r) for r in text.splitlines()]), ""]:
         if l.strip(): now.append(l.strip())
         elif now: stanzas, now = stanzas + [now], []
     marked = [(l, _beside(l, len(s) == 1 or (s is stanzas[0] and l is s[0]) or (s is stanzas[-1] and l is s[-1]))) for s in stanzas for l in s]

@@ -11,7 +11,7 @@ from collections import Counter
 
 from . import meter, rhyme
 from ..core import UserError
-from .form_parts import REGISTRY, Analysis, Match, Part, agreement, analyse, best_rhymed, counted, foreign, form, in_stanzas, metered_as, rhymed_as, rhymed_share, same_words, scans_of, share_of
+from .form_parts import REGISTRY, Match, Part, agreement, analyse, best_rhymed, counted, foreign, form, in_stanzas, metered_as, rhymed_as, rhymed_share, same_words, scans_of, share_of
 from .pronunciation import pronounce, line_words
 from .schemes import canonical
 
@@ -248,7 +248,7 @@ def _ballad(a):
     sizes = [len(s) for s in a.stanzas]
     if len(sizes) == 1 and len(a.lines) % 4 == 0: sizes = [4] * (len(a.lines) // 4)
     scans, at, even, odd, beats, out = scans_of(a), 0, [], [], [], []
-    for number, size in enumerate(sizes):
+    for size in sizes:
         letters = a.letters[at : at + size]
         for k in range(1, size, 2):
             ok = letters[k] in letters[1:k:2] + letters[k + 2 :: 2]

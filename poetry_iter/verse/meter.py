@@ -6,9 +6,8 @@
 __all__ = ['FEET', 'LENGTHS', 'MOST', 'Grid', 'Reading', 'Departure', 'Scan', 'PoemScan', 'scan', 'poem']
 
 # %% ../../nbs/lib/verse/03_meter.ipynb #c6db6d32
-import re
 from collections import Counter, namedtuple
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -130,13 +129,13 @@ def _scored(items):
     "By number of syllables: which line and reading each row is, and its score under every grid."
     rows = {}
     for k, (_, costs) in enumerate(items):
-        for r, (s, w, pauses) in enumerate(costs):
-            if 2 <= len(s) <= MOST and len(s) in _grids(): rows.setdefault(len(s), []).append((k, r, s, w, pauses))
+        for r, (s, w, after) in enumerate(costs):
+            if 2 <= len(s) <= MOST and len(s) in _grids(): rows.setdefault(len(s), []).append((k, r, s, w, after))
     out = {}
     for n, group in rows.items():
         _, strong, price, turned, *_ = _grids()[n]
-        s, w, pauses = (np.array([g[x] for g in group], np.float32) for x in (2, 3, 4))
-        out[n] = [g[0] for g in group], [g[1] for g in group], (s - w) @ strong.T + pauses @ turned.T + w.sum(1, keepdims=True) - price
+        s, w, after = (np.array([g[x] for g in group], np.float32) for x in (2, 3, 4))
+        out[n] = [g[0] for g in group], [g[1] for g in group], (s - w) @ strong.T + after @ turned.T + w.sum(1, keepdims=True) - price
     return out
 
 def _best(items, scored, expected):
@@ -187,7 +186,7 @@ _WEIGHTY = frozenset("then now here up out off both each all one this that no no
 # %% ../../nbs/lib/verse/03_meter.ipynb #a5a6ced7
 def _spoken(line_words, reading, positions, pauses=None, rising=True):
     "Stresses as '+' and '-'."
-    out, kinds, rests = [], [], []
+    out, kinds = [], []
     for w, pause, (own, strengths, _, _) in zip(line_words, [*(pauses or ())[1:], *([0] * len(line_words))], map(cells, line_words, reading.stresses)):
         for kind, x in zip(own, strengths):
             strong = positions[len(out)] == "s"

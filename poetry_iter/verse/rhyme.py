@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..core import UserError
-from .pronunciation import clean, line_words, pronounce, unnumbered
+from .pronunciation import _seen, line_words, pronounce, unnumbered
 from .rhyme_odds import _CACHES, _CLOSE_CODAS, _coda_names, line_end, log_odds, pair_features
 from .schemes import SMALL, by_sound, candidates, canonical, clusters, heard, merge, pair_odds, stanza_schemes
 
@@ -65,7 +65,7 @@ def _split(lines):
     lines = unnumbered([str(l) for l in lines])
     stanzas, now = [], []
     for k, l in enumerate(lines):
-        if clean(l).strip(): now.append(k)
+        if _seen(l).strip(): now.append(k)
         elif now: stanzas, now = stanzas + [now], []
     return lines, stanzas + [now] if now else stanzas
 

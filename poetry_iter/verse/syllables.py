@@ -172,7 +172,7 @@ def _cut(cluster, lax):
     if len(cluster) == 1: return 1 if cluster == "x" or lax else 0
     if cluster[0] == cluster[1] and len(cluster) == 2: return 1
     for size in (3, 2):
-        if len(cluster) > size and cluster[-size:] in _ONSETS and cluster[-size - 1] != cluster[-size] or (cluster[-size:] in _WHOLE and len(cluster) > size): return len(cluster) - size
+        if len(cluster) > size and (cluster[-size:] in _WHOLE or (cluster[-size:] in _ONSETS and cluster[-size - 1] != cluster[-size])): return len(cluster) - size
     if cluster in _ONSETS and cluster[-1] in "lrw" and not lax: return 0
     for whole in ("ght", "tch", "dge", "ck", "ng", "th", "sh", "ch", "ph", "gh"):
         if cluster.startswith(whole): return len(whole)
