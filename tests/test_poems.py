@@ -19,8 +19,35 @@ from poetry_iter.core import UserError, dumps, iter_jsonl, plain, read_jsonl, re
 from poetry_iter.poems import READERS, Poem, clean, components, families, load_poems, words
 
 EXAMPLES = int(os.environ.get("POEM_FUZZ", 200))
-ODD = ["---", "\n\n\n", '"', ",", ";", "\t", "\x00", "\x1b[2J", "<b>", "{", "}", "[", '{"title": ', '"text": "a"', "\ufeff", "\\ud83d", "NaN", "1e999", "by ", "title,text\n", "poem\n", "é", "\r", "ﷺ"]
-pieces = st.one_of(st.sampled_from(ODD).map(lambda s: s.encode()), st.binary(max_size=20), st.text(max_size=20).map(lambda s: s.encode(errors="surrogatepass")))
+ODD = [
+    "---",
+    "\n\n\n",
+    '"',
+    ",",
+    ";",
+    "\t",
+    "\x00",
+    "\x1b[2J",
+    "<b>",
+    "{",
+    "}",
+    "[",
+    '{"title": ',
+    '"text": "a"',
+    "\ufeff",
+    "\\ud83d",
+    "NaN",
+    "1e999",
+    "by ",
+    "title,text\n",
+    "poem\n",
+    "é",
+    "\r",
+    "ﷺ",
+]
+pieces = st.one_of(
+    st.sampled_from(ODD).map(lambda s: s.encode()), st.binary(max_size=20), st.text(max_size=20).map(lambda s: s.encode(errors="surrogatepass"))
+)
 endings = st.sampled_from([*READERS, ".TXT", ".doc"])
 
 
@@ -102,11 +129,27 @@ def test_damaged_files_are_poems_or_a_sentence():
 def test_plain_is_shown_and_not_obeyed(text):
     said = plain(text)
     assert plain(said).encode() == said.encode() and "\n" not in plain(text, lines=False)
-    assert not [c for c in said if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 or 0x202A <= ord(c) <= 0x202E or 0x2066 <= ord(c) <= 0x2069 or c == "\u200b"]
+    assert not [
+        c
+        for c in said
+        if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 or 0x202A <= ord(c) <= 0x202E or 0x2066 <= ord(c) <= 0x2069 or c == "\u200b"
+    ]
 
 
 def test_orders_to_a_terminal():
-    for order in ("\x1b[31m", "\x1b]0;title\x07", "\x1b]8;;http://a\x1b\\", "\x9b2J", "\x9d0;x\x9c", "\u202e", "\u2066", "\u200b", "\ufeff", "\x07", "\x1bP1$q\x1b\\"):
+    for order in (
+        "\x1b[31m",
+        "\x1b]0;title\x07",
+        "\x1b]8;;http://a\x1b\\",
+        "\x9b2J",
+        "\x9d0;x\x9c",
+        "\u202e",
+        "\u2066",
+        "\u200b",
+        "\ufeff",
+        "\x07",
+        "\x1bP1$q\x1b\\",
+    ):
         assert plain(f"a{order}b") == "ab", order
     assert plain("\x1b]never ended\nnext") == "]never ended\nnext"
 
@@ -122,7 +165,13 @@ def test_only_regular_files_of_a_size(tmp_path, kind):
         path.mkdir()
     if kind == "large":
         path.write_text('{"title": "A", "content": "b"}\n' * 10)
-    expected = {"pipe": "a pipe, a socket or a device", "device": "a pipe, a socket or a device", "folder": "no .jsonl", "nowhere": "there is no such file", "large": "more than the 100 that"}
+    expected = {
+        "pipe": "a pipe, a socket or a device",
+        "device": "a pipe, a socket or a device",
+        "folder": "no .jsonl",
+        "nowhere": "there is no such file",
+        "large": "more than the 100 that",
+    }
     with pytest.raises(UserError, match=expected[kind]):
         load_poems(path, most=100)
     if kind != "folder":
@@ -137,7 +186,9 @@ def test_half_a_last_line(tmp_path):
     assert read_jsonl(tmp_path / "none.jsonl", grows=True) == []
 
 
-SONNET = "\n".join(f"The {w} goes on and on along the wall" for w in "one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split())
+SONNET = "\n".join(
+    f"The {w} goes on and on along the wall" for w in "one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
+)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +285,12 @@ def test_families_are_those_of_a_plain_comparison():
 
 def test_a_poem_is_checked_without_torch(tmp_path):
     (tmp_path / "a.txt").write_text(f"Wall\n\n{SONNET}")
-    code = "import sys; from poetry_iter.pipeline.command_line import main; s = main(['poems', 'check', sys.argv[1]]); print(s, 'torch' in sys.modules)"
+    code = (
+        "import sys; from poetry_iter.pipeline.command_line import main; s = main(['poems', 'check', sys.argv[1]]); print(s, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], capture_output=True, text=True, cwd=root())
-    assert done.stdout.splitlines() == ["inferred Wall: title from the first line", "1 kept in 1 families of near-duplicates, 0 dropped", "0 False"], done
+    assert done.stdout.splitlines() == [
+        "inferred Wall: title from the first line",
+        "1 kept in 1 families of near-duplicates, 0 dropped",
+        "0 False",
+    ], done
