@@ -28,9 +28,6 @@ docs: .venv  ## the docs site, from the notebooks and their outputs: docs/_build
 bench: .venv  ## speed as ratios, measured in one run
 	for f in bench/*.py; do $(BIN)/python $$f || exit 1; done
 
-soak: .venv  ## a long run, killed and resumed again and again; not a part of `make test`
-	$(BIN)/python tests/soak.py
-
 readme: .venv  ## README.md from nbs/index.ipynb
 	$(BIN)/python docs/readme.py
 
