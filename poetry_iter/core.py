@@ -96,7 +96,7 @@ def known_keys(
 def scrub(text: AnyStr) -> AnyStr:  # text, or bytes
     "The text with … for the value of each known key of eight characters or more, as it is or as JSON, Python and addresses write it."
     keys = {v for v in known_keys().values() if len(v) >= 8}
-    for form in sorted({f for v in keys for f in (v, dumps(v)[1:-1], repr(v)[1:-1], quote(v, safe="", errors="surrogateescape"))}, key=len, reverse=True):
+    for form in sorted({f for v in keys for f in (v, json.dumps(v, ensure_ascii=False)[1:-1], repr(v)[1:-1], quote(v, safe="", errors="surrogateescape"))}, key=len, reverse=True):
         if isinstance(text, bytes): text = text.replace(form.encode("utf-8", "surrogateescape"), "…".encode())
         else: text = text.replace(form, "…")
     return text

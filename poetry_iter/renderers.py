@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypedDict
 
-from .core import UserError, read_json, read_text
+from .core import UserError, first_line, read_json, read_text
 from .poems import Poem
 
 # %% ../nbs/lib/02_renderers.ipynb #f65fb085
@@ -226,11 +226,13 @@ class Chat(Renderer):
         mark = "\u2402{}\u2403"
         messages = [{"role": role, "content": mark.format(i)} for role, i in roles]
         kwargs = {"tokenize": False, "add_generation_prompt": generate, "enable_thinking": thinking}
-        try: text = self.tokenizer.apply_chat_template(messages, **kwargs)
-        except Exception:  # a template that knows no system role
-            if messages[0]["role"] != "system" or len(messages) < 2: raise
-            merged = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-            text = self.tokenizer.apply_chat_template([merged, *messages[2:]], **kwargs)
+        merged = {"role": "user", "content": "\n\n".join(m["content"] for m in messages[:2])}  # for a template that knows no system role
+        ways = [messages, [merged, *messages[2:]]][: 1 + (messages[0]["role"] == "system" and len(messages) > 1)]
+        for way in ways:
+            try: text = self.tokenizer.apply_chat_template(way, **kwargs)
+            except Exception as e: fault = first_line(e)  # whatever a template may raise
+            else: break
+        else: raise UserError(f"{self.tokenizer.name_or_path}: its chat template fails ({fault}); mend it, or use the `base` renderer")
         pieces = re.split(r"\u2402\d+\u2403", text)
         if len(pieces) == len(roles) + 1: return pieces
         raise UserError(f"{self.tokenizer.name_or_path}: its chat template leaves out a message; use the `base` renderer")

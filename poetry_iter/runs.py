@@ -127,8 +127,8 @@ class Run:
 
     def add_checkpoint(
         self,
-        row: Checkpoint,
-    ) -> Checkpoint:
+        row: Checkpoint,  # with its name, and the name of its parent
+    ) -> Checkpoint:  # the row
         "Append a row to `checkpoints.jsonl`; a row of that name is replaced."
         _put(self.path / "checkpoints.jsonl", [row], ("name",))
         return row

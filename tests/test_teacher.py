@@ -640,3 +640,14 @@ def test_every_fault_in_short(capsys):
     from soak_teacher import soak
 
     assert soak(short=True) == [], capsys.readouterr().out
+
+
+def test_the_stages_may_name_every_provider():
+    """What the comments of the parameters allow is the table, and what the stage itself adds."""
+    from poetry_iter.pipeline.experiments import read_stage
+    from poetry_iter.teacher.providers.registry import provider_names
+
+    home = Path(__file__).resolve().parents[1] / "nbs/workshop"
+    for stage, name, more in [("1_hard_tasks", "hard_provider", set()), ("3_easy_tasks", "easy_provider", {"interim"}), ("4_poet_pairs", "poet_pairs", {"human"})]:
+        parameter = read_stage(home / f"{stage}.ipynb").parameters[name]
+        assert set(parameter.domain.words) == {*provider_names(), *more}

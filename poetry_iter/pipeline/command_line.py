@@ -141,6 +141,11 @@ def _write(args):
     swap = {"always": True, "never": False}.get(args.swap)
     print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet)))
 
+def _ledger(args):
+    from poetry_iter.teacher.ledger import ledger_main
+
+    print(ledger_main(args.cache_dir, args.settle, args.unbilled))
+
 def _verse(args):
     try: from poetry_iter.verse.cards import verse_main
     except ImportError as e: raise UserError(f"verse: the verse tools cannot be loaded ({e})") from e
@@ -202,6 +207,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--swap", choices=["auto", "always", "never"], default="auto", help="one model in memory at a time (default: when two do not fit)")
     p.add_argument("--out", metavar="FILE", help="the record of the session, JSON (default: in outputs/sessions)")
     p.add_argument("--quiet", action="store_true", help="print the poem alone")
+
+    teacher = add("teacher", None, "see what a paid teacher has cost").add_subparsers(metavar="ledger", required=True)
+    p = teacher.add_parser("ledger", help="what was paid by each run, and the reservations that nothing has settled")
+    p.set_defaults(function=_ledger)
+    p.add_argument("--cache-dir", default="outputs/teacher", metavar="FOLDER", help="where the answers are kept (default: %(default)s)")
+    p.add_argument("--settle", type=float, metavar="DAYS", help="settle what has been open for longer, at what was reserved")
+    p.add_argument("--unbilled", action="store_true", help="settle it at nothing, for the vendor's bill says that it was not charged")
 
     p = add("verse", _verse, "show the rhymes, stresses, meter and form of a poem")
     p.add_argument("file", metavar="FILE", help="a UTF-8 text; - reads standard input")

@@ -167,7 +167,7 @@ class RunPlan:
         table = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip() for line in lines]
         time = f"time: as long as {self.like} took" if self.like else "time: no run of it on this model here yet, which could tell"
         room = "memory: " + (", ".join(f"{v:.1f} GiB to {k}" for k, v in self.memory.items()) or "not known")
-        told = [f"\n{s.stage}: {s.detail or s.text}" for s in self.steps if s.detail or s.text]
+        told = [f"\n{s.stage}: {s.text.partition(chr(10))[0] + chr(10) + s.detail if s.detail else s.text}" for s in self.steps if s.detail or s.text]
         return "\n".join([f"{self.experiment}: {self.question}", "", *table, "", "rows and tokens of one time, estimated", time, room, *told])
 
     __repr__ = __str__

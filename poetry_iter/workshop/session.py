@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from .tasks import ORDER, TASKS, contract_differences, measured, parse_brief
-from ..core import UserError, digest, plain, root, seed_of, write_json
+from ..core import UserError, digest, plain, seed_of, workplace, write_json
 from ..engine import Engine, ModelSpec, Sampling, spec_of, trained_with
 from ..renderers import Completion, Parsed
 from ..runs import find_run, list_runs
@@ -187,7 +187,7 @@ def write_main(
 
         forms.check("a line", form)  # raises for a form that there is not
     educator, poet, origin = players_of(run, model)
-    path = root() / (out or f"outputs/sessions/{'-'.join(re.findall(r'[a-z0-9]+', request.lower()))[:40]}-{digest([request, form, seed, origin], 6)}.json")
+    path = workplace() / (out or f"outputs/sessions/{'-'.join(re.findall(r'[a-z0-9]+', request.lower()))[:40]}-{digest([request, form, seed, origin], 6)}.json")
     if not quiet: print(plain(f"educator and poet: {origin}", lines=False), file=sys.stderr)
     for line in (*prompt_differences(educator), *prompt_differences(poet)): print(f"other prompts: {line}", file=sys.stderr)
     found = session(Crew(educator, poet, swap), request, form, revisions, seed, tokens=tokens, watch=None if quiet else show())

@@ -99,7 +99,7 @@ def register(*kinds: ProviderKind) -> None:
 def provider_kinds() -> dict[str, ProviderKind]:
     "The table: what the modules of this folder have registered."
     for m in iter_modules(import_module("poetry_iter.teacher.providers").__path__): import_module(f"poetry_iter.teacher.providers.{m.name}")
-    return dict(_KINDS)
+    return {name: _KINDS[name] for name in sorted(_KINDS)}
 
 def provider_names() -> list[str]:
     "What a parameter may name."
