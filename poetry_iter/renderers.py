@@ -13,7 +13,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from .core import UserError, first_line, read_json, read_text
 from .poems import Poem
@@ -104,8 +104,6 @@ class Renderer:
         self.special -= {i for t in ("<think>", "</think>") if (i := tokenizer.get_vocab().get(t)) is not None}
         self.end = self._end()  # the id of the token that ends an answer
 
-    def _end(self) -> int: raise NotImplementedError
-
     def encode(self, text: str) -> list[int]:
         "Tokens of content: what looks like a special token stays text."
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -192,7 +190,7 @@ class Base(Renderer):
         vocabulary = self.tokenizer.get_vocab()
         return vocabulary.get("<|endoftext|>", vocabulary.get("<|end_of_text|>", self.tokenizer.eos_token_id))
 
-    def _head(self, text) -> list[int]:
+    def _head(self, text):
         bos = self.tokenizer.bos_token_id
         adds = bos is not None and self.tokenizer("a").input_ids[:1] == [bos]
         return ([bos] if adds else []) + self.encode(text)
@@ -200,8 +198,8 @@ class Base(Renderer):
     def describe(self, poem): return self._head(f"{DESCRIBE}\n\nTitle: {poem.title}\nPoem: {poem.content}\n\nDescription:")
 
     def context(self, description):
-        text = (description or "").strip()
-        return self._head(f"Description: {text}\n\nOutput:\n" if text else "Output:\n")
+        has = description and description.strip()
+        return self._head(f"Description: {description.strip()}\n\nOutput:\n" if has else "Output:\n")
 
     def _description_text(self, description): return " " + description.strip()
 
@@ -270,8 +268,9 @@ class Chat(Renderer):
                 {"role": "user", "content": f"{DESCRIBE}\n\nTitle: {poem.title}\nPoem: {poem.content}"}]
 
     def context(self, description):
-        text = (description or "").strip()
-        return self.chat([{"role": "system", "content": POET}, {"role": "user", "content": f"Description: {text}" if text else UNDESCRIBED}])
+        has = description and description.strip()
+        return self.chat([{"role": "system", "content": POET},
+                          {"role": "user", "content": f"Description: {description.strip()}" if has else UNDESCRIBED}])
 
 # %% ../nbs/lib/02_renderers.ipynb #bf5d14d4
 class Thinking(Chat):
@@ -330,7 +329,7 @@ class QuickTokenizer:
         id_of = lambda name: self._tokenizer.token_to_id(self._named[name]) if name in self._named else None
         self.bos_token_id, self.eos_token_id = id_of("bos_token"), id_of("eos_token")
         self.all_special_ids = [i for name in self._named if (i := id_of(name)) is not None]
-        self._template: Any = _template(template) if template else None  # of jinja2
+        self._template = _template(template) if template else None
 
     def get_vocab(self) -> dict[str, int]: return self._tokenizer.get_vocab()
 

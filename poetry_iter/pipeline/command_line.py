@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ..core import DISK_FULL, UserError, dumps, workplace
+from ..core import DISK_FULL, UserError, dumps
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #f56aa7e1
 import argparse
@@ -23,7 +23,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ..core import DISK_FULL, UserError, dumps, workplace, plain
+from ..core import DISK_FULL, UserError, dumps, plain
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #81b2fc95
 def _run(args):
@@ -136,12 +136,8 @@ def _poems_fetch(args):
     print(f"{len(poems)} poems written to {args.out}")
 
 def _write(args):
-    from poetry_iter.pipeline.runner import check_surroundings
     from poetry_iter.workshop.session import write_main
 
-    check_surroundings()
-    if args.out and ((workplace() / args.out).is_dir() or args.out.endswith("/")): raise UserError(f"--out {args.out}: a folder, where a file was expected; name a file in it, as {args.out.rstrip('/')}/poem.json")
-    if args.out and (at := next((p for p in (workplace() / args.out).parents if p.exists()), None)) and not (at.is_dir() and os.access(at, os.W_OK)): raise UserError(f"--out {args.out}: {at} is no folder that can be written; name another place")
     swap = {"always": True, "never": False}.get(args.swap)
     print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet)))
 
@@ -149,56 +145,6 @@ def _ledger(args):
     from poetry_iter.teacher.ledger import ledger_main
 
     print(ledger_main(args.cache_dir, args.settle, args.unbilled))
-
-def _verse(args):
-    try: from poetry_iter.verse.cards import verse_main
-    except ImportError as e: raise UserError(f"verse: the verse tools cannot be loaded ({e})") from e
-
-    print(verse_main(args.file, args.json, color=sys.stdout.isatty()))
-
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #da588cd9
-def _poems_check(args):
-    from poetry_iter.poems import families, load_poems
-
-    if args.max_tokens < 1 or args.description_tokens < 1: raise UserError("poems check: --max-tokens and --description-tokens are 1 or more")
-    poems, dropped = load_poems(args.file, strict=False)
-    poems, long = _fit(poems, args.model, args.renderer, args.max_tokens, args.description_tokens)
-    dropped += long
-    for d in dropped: print(f"dropped  {d.where}: {d.title or '(no title)'}: {d.reason}")
-    groups = {}
-    for p, f in zip(poems, families(poems)): groups.setdefault(f, []).append(p.title)
-    for titles in groups.values():
-        if len(titles) > 1: print(f"alike    {' | '.join(titles)}")
-    print(f"{len(poems)} kept in {len(groups)} families of near-duplicates, {len(dropped)} dropped")
-    if not poems: raise UserError(f"{args.file}: no poem in it can be used")
-
-def _fit(poems, model, renderer, max_tokens, description_tokens):
-    "The poems that the loop would keep, and those too long for it; only the model's tokenizer is loaded."
-    from poetry_iter.engine import ModelSpec, open_renderer
-    from poetry_iter.pipeline.parameters import check_model
-    from poetry_iter.poems import fit
-
-    check_model(model)
-    r, context = open_renderer(ModelSpec(name=model, renderer=renderer))
-    return fit(poems, lambda p: r.longest(p, description_tokens), min(max_tokens, context))
-
-def _poems_fetch(args):
-    from poetry_iter.poems import fetch_poems
-
-    if Path(args.out).exists(): raise UserError(f"{args.out}: it is there already; name another --out")
-    if Path(args.out).suffix != ".jsonl": raise UserError(f"--out {args.out}: expected a name that ends in .jsonl")
-    poems = fetch_poems(args.what, args.out, args.base_url)
-    print(f"{len(poems)} poems written to {args.out}")
-
-def _write(args):
-    from poetry_iter.pipeline.runner import check_surroundings
-    from poetry_iter.workshop.session import write_main
-
-    check_surroundings()
-    if args.out and ((workplace() / args.out).is_dir() or args.out.endswith("/")): raise UserError(f"--out {args.out}: a folder, where a file was expected; name a file in it, as {args.out.rstrip('/')}/poem.json")
-    if args.out and (at := next((p for p in (workplace() / args.out).parents if p.exists()), None)) and not (at.is_dir() and os.access(at, os.W_OK)): raise UserError(f"--out {args.out}: {at} is no folder that can be written; name another place")
-    swap = {"always": True, "never": False}.get(args.swap)
-    print(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet))
 
 def _verse(args):
     try: from poetry_iter.verse.cards import verse_main
@@ -280,7 +226,6 @@ def main(
     "The console script."
     from poetry_iter.pipeline.experiments import StageError
 
-    _open_streams()
     args = parser().parse_args(argv)
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -296,11 +241,6 @@ def main(
         if e.errno not in DISK_FULL: raise
         return _silence(_say(f"cannot write {e.filename or 'to standard output'}: {e.strerror}", 2))
     finally: signal.signal(signal.SIGTERM, terminate)
-
-def _open_streams():
-    "A stream that was closed by whoever started this (`>&-`) goes to nowhere."
-    if sys.stdout is None: sys.stdout = open(os.devnull, "w")
-    if sys.stderr is None: sys.stderr = open(os.devnull, "w")
 
 def _silence(status: int) -> int:
     "Standard output cannot be written: say nothing more there, not even at exit."

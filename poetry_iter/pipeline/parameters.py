@@ -182,12 +182,11 @@ def parse_parameters(
     for node in body:
         line = ast.unparse(node)
         try:
-            if not isinstance(node, ast.Assign): raise ValueError
             (target,) = node.targets
-            if not isinstance(target, ast.Name) or target.id in found: raise ValueError
-            domain, text = read_comment(notes.get(node.end_lineno or 0, ""))
+            if target.id in found: raise ValueError
+            domain, text = read_comment(notes.get(node.end_lineno, ""))
             found[target.id] = Parameter(ast.literal_eval(node.value), text, domain)
-        except (ValueError, TypeError): raise UserError(f"{where}: the parameters cell holds name = literal, each name once, found {line!r}") from None
+        except (AttributeError, ValueError, TypeError): raise UserError(f"{where}: the parameters cell holds name = literal, each name once, found {line!r}") from None
     return found
 
 # %% ../../nbs/lib/pipeline/01_parameters.ipynb #543e3354
@@ -230,7 +229,7 @@ def cast(
         try: value = float(value)
         except (ValueError, OverflowError): pass
     fits = default is None or type(value) is kind or (kind is tuple and isinstance(value, list))
-    if fits and isinstance(default, list) and isinstance(value, list) and default: fits = all(type(v) is type(default[0]) for v in value)
+    if fits and isinstance(default, list) and default: fits = all(type(v) is type(default[0]) for v in value)
     if not fits: raise UserError(f"parameter {name}: expected {_kind(default)}, found {repr(found)[:60]}")
     if isinstance(value, float) and not math.isfinite(value): raise UserError(f"parameter {name}: expected a finite number, found {found}")
     return value

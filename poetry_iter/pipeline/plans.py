@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ..core import UserError, locate, read_json, read_jsonl
 from .experiments import Experiment, Stage, StageError, check_parameters, stage_order
@@ -192,7 +191,6 @@ def plan_run(
     known, (seconds, like), steps = reckon(experiment, parameters), past_seconds(asked, parameters), []
     with tempfile.TemporaryDirectory() as folder:
         for stage in dict.fromkeys(order):
-            said: dict[str, Any]
             try: said = known.get(stage) or ask_stage(asked.stages[stage], parameters, Path(folder))
             except StageError as e: said = {"text": f"not known before the run: {str(e).partition('; see ')[0]}"}
             except UserError as e:

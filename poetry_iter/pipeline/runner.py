@@ -118,14 +118,14 @@ def _kill(kernel):
 
 def _raise(error, out, failed):
     "The error of a stage as ours."
-    if getattr(error, "ename", "") == "UserError": raise UserError(scrub(getattr(error, "evalue", ""))) from None
+    if getattr(error, "ename", "") == "UserError": raise UserError(scrub(error.evalue)) from None
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise UserError(f"cannot write {out}: {error.strerror}; free some space and go on with --resume") from error
     said = getattr(error, "evalue", "")
     number = re.search(r"(?:os error |Errno )(\d+)", said)  # as safetensors and OSError in the kernel tell it
     why = os.strerror(int(number[1])) if number and int(number[1]) in DISK_FULL else "torch could not write a file whole" if re.search("inline_container.*(unexpected pos|Writer)", said) else ""
     if why: raise UserError(f"cannot write in {os.path.relpath(out.parent, workplace())}: {why}; free some space and go on with --resume") from error
-    if name := getattr(error, "ename", ""): said = f"{name}: {said}".strip().splitlines()[-1]
+    if hasattr(error, "ename"): said = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
     elif type(error).__name__ == "DeadKernelError": said = "its kernel died, as it does when memory runs out"
     else: said = f"{type(error).__name__}: {error}".splitlines()[0]
     raise StageError(scrub(f"stage {out.stem} failed: {said}") + (f"; see {os.path.relpath(failed, workplace())}" if failed.exists() else "")) from error
@@ -231,7 +231,7 @@ def stage_file(
 
 def broken(run: Run) -> str:  # why; empty when it is whole
     "Why the files of a run cannot be read."
-    try: _ = run.config, run.checkpoints()
+    try: run.config, run.checkpoints()
     except UserError as e: return str(e)
     return ""
 
