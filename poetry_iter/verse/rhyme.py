@@ -120,6 +120,7 @@ def density(
     groups = np.bincount(clusters(len(ends), *pair_odds(ends, [len(ends)])[0][0]))
     return float(groups[groups > 1].sum() / len(ends))
 
+# %% ../../nbs/lib/verse/06_rhyme.ipynb #0fbc3605
 Deviation = namedtuple("Deviation", "line other kind reason")  # lines count from 1, blank lines too
 
 def _wanted(pattern, stanzas):
@@ -132,6 +133,7 @@ def _wanted(pattern, stanzas):
     if n > len(letters) and n % len(letters) == 0 and len(letters) <= 8: return [(k // len(letters), letters[k % len(letters)]) for k in range(n)], n
     return list(letters), len(letters)
 
+# %% ../../nbs/lib/verse/06_rhyme.ipynb #6994ec05
 def _against(lines, pattern):
     "Everything that compares lines with a wanted scheme: positions, wanted classes, ends, chances of the pairs that matter."
     lines, stanzas = _split(lines)
@@ -154,6 +156,7 @@ def _against(lines, pattern):
         for (x, k), o in zip(pairs, odds): chance[x, k] = 0.0 if ends[x] is None or ends[k] is None else _chance(o)
     return at, classes, length, ends, pairs, chance
 
+# %% ../../nbs/lib/verse/06_rhyme.ipynb #278b3541
 def compare(
     lines: str | list[str],
     wanted: str,  # letters of a stanza or of the whole poem; '-' is a line that may do as it likes
@@ -190,6 +193,7 @@ def _compared(lines, wanted):
 
 _CACHES.append(_compared)
 
+# %% ../../nbs/lib/verse/06_rhyme.ipynb #69d80182
 def deviations(
     lines: str | list[str],
     wanted: str,  # as for `compare`

@@ -120,6 +120,7 @@ def use(
 _CLOSE_VOWELS = "AA-AO AA-AH AE-AA AH-UH AH-UW OW-UW AO-OW IH-IY EH-EY EH-IY EH-IH AY-IY AY-IH ER-AO ER-AA ER-IH ER-EH AY-OY AW-OW AW-UW UH-UW AH-OW AE-EY AH-AO AA-OW".split()
 _CLOSE_CODAS = "S-Z TH-DH F-V K-G P-B T-D M-N N-NG SH-ZH CH-JH".split()
 
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #2b65a0ed
 @cache
 def _vowel_table():
     "Log-odds of vowel against vowel."
@@ -136,6 +137,7 @@ def _vowel_table():
     np.fill_diagonal(table, 3.0)
     return table
 
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #c6392776
 _coda_memo = {}
 def _coda_odds(a, b):
     "Log-odds of coda against coda: learned where it was seen, else by what the two share."
@@ -156,6 +158,7 @@ def _coda_names():
     if names is None or len(names) != len(ids): names = _coda_memo["names"] = list(ids)
     return names
 
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #a1027b86
 @cache
 def _coda_table(size): # grows with the codas met, by powers of two
     return np.full((size, size), np.nan)
