@@ -54,7 +54,8 @@ def root(
 
 def house() -> Path:
     "Where the notebooks, profiles, model and poems are: the project around the working directory, or what came with the package."
-    here = Path(importlib.util.find_spec("poetry_iter").origin).resolve().parent
+    spec = importlib.util.find_spec("poetry_iter")
+    here = Path(spec.origin if spec and spec.origin else ".").resolve().parent
     for folder in (os.getcwd(), here):
         try: return root(folder)
         except UserError: pass

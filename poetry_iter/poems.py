@@ -24,6 +24,7 @@ from functools import cached_property
 from http.client import HTTPException
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -138,7 +139,7 @@ def _poem(row: dict) -> tuple[Poem | None, str]:
     title, text, author = (_key(row, keys) for keys in (TITLE_KEYS, TEXT_KEYS, AUTHOR_KEYS))
     if title is None or row[title] is None: return None, "no title: add a `title`"
     if text is None or row[text] is None: return None, f"no poem: put it under one of {NAMES}"
-    values = [row[title], _string(row[text])]
+    values: list[Any] = [row[title], _string(row[text])]
     for name, value in zip((title, text), values):
         if not isinstance(value, str): return None, f"`{name}` is {type(value).__name__}, expected text"
     heading, content = _one_line(values[0]), clean(values[1])
@@ -200,7 +201,7 @@ def _table_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=head.count), strict=True)
     at = 1
     try:
-        _check_columns(path, reader.fieldnames or [])
+        _check_columns(path, list(reader.fieldnames or []))
         for row in reader:
             yield f"{path}, line {at + 1}", row
             at = reader.line_num
@@ -506,7 +507,7 @@ def fetch_poems(
         try: rows = json.loads(_get(url))
         except json.JSONDecodeError as e: raise UserError(f"{url}: the answer is no JSON ({e.msg}); nothing was written") from e
         rows = [{**r, "content": "\n".join(r["lines"])} for r in rows] if isinstance(rows, list) else []
-    poems = {p.id: p for p, reason in map(_poem, rows) if not reason}
+    poems = {p.id: p for p, _ in map(_poem, rows) if p}
     if not poems: raise UserError(f"{url}: no poem was found there; nothing was written")
     write_jsonl(out, ({"title": p.title, "content": p.content, "author": p.author, "source": url} for p in poems.values()))
     return list(poems.values())

@@ -212,7 +212,8 @@ def _inference(engine):
 def token_losses(engine, examples, batch_size, progress, tokens_per_batch, head_rows) -> list[np.ndarray]:
     "The loss of each target token, shifted by one as a causal model predicts."
     _check_lengths(engine, [len(e) for e in examples])
-    out, head, decoder = [None] * len(examples), _head(engine), engine.lm.base_model
+    out: dict[int, np.ndarray] = {}
+    head, decoder = _head(engine), engine.lm.base_model
     with _inference(engine), tqdm(total=len(examples), desc=progress, disable=not progress, mininterval=1) as bar:
         for group in batches([len(e) for e in examples], tokens_per_batch, batch_size):
             ids, attention = _pad([examples[i].tokens for i in group], engine, side="right")
@@ -225,7 +226,7 @@ def token_losses(engine, examples, batch_size, progress, tokens_per_batch, head_
             losses = torch.cat(losses).cpu().numpy() if losses else np.zeros(0, np.float32)
             for i, part in zip(group, np.split(losses, np.cumsum(targets.sum(1).cpu().numpy())[:-1])): out[i] = part
             bar.update(len(group))
-    return out
+    return [out[i] for i in range(len(examples))]
 
 # %% ../../nbs/lib/engines/05_transformers.ipynb #26179bf5
 def _head(engine) -> Callable:
@@ -268,14 +269,14 @@ def sample(engine, prompts, end, n, sampling, seeds, progress="", stream=None, t
     "n completions of each prompt, batch by batch."
     if n < 1: raise UserError(f"the number of samples a prompt is 1 or more, found {n}")
     _check_lengths(engine, [len(p) + 1 for p in prompts])
-    out = [None] * len(prompts)
+    out: dict[int, list[Completion]] = {}
     with _inference(engine), tqdm(total=len(prompts) * n, desc=progress, disable=not progress, mininterval=1) as bar:
         for group in batches([(len(p) + sampling.max_new_tokens) * n for p in prompts], tokens_per_batch):
             rows = _generate(engine, [prompts[i] for i in group], end, n, sampling, [seeds[i] for i in group], stream)
             for k, i in enumerate(group):
                 out[i] = [_completion(engine.tokenizer, tokens, end) for tokens in rows[k * n : (k + 1) * n]]
             bar.update(len(group) * n)
-    return out
+    return [out[i] for i in range(len(prompts))]
 
 def _completion(tokenizer, tokens, end):
     stopped = bool(tokens) and tokens[-1] == end

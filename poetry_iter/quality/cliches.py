@@ -19,7 +19,7 @@ from ..core import UserError, read_text, seed_of
 from ..poems import words
 
 # %% ../../nbs/lib/quality/01_cliches.ipynb #a613f128
-DATA = resources.files("poetry_iter.quality") / "data"
+DATA = Path(str(resources.files("poetry_iter.quality"))) / "data"
 KINDS = ("phrases", "images", "moves", "endings")
 
 @dataclass(frozen=True)

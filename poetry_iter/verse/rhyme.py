@@ -8,13 +8,14 @@ __all__ = ['Pair', 'Deviation', 'Strength', 'pair', 'scheme', 'density', 'compar
 
 # %% ../../nbs/lib/verse/06_rhyme.ipynb #d4a3a46a
 from collections import namedtuple
+from functools import lru_cache
 
 import numpy as np
 
 from ..core import UserError
-from .pronunciation import pronounce, line_words
-from .rhyme_odds import _CLOSE_CODAS, _coda_names, line_end, log_odds, pair_features
-from .schemes import SMALL, by_sound, candidates, canonical, clusters, merge, pair_odds, stanza_schemes
+from .pronunciation import _seen, line_words, pronounce, unnumbered
+from .rhyme_odds import _CACHES, _CLOSE_CODAS, _coda_names, line_end, log_odds, pair_features
+from .schemes import SMALL, by_sound, candidates, canonical, clusters, heard, merge, pair_odds, stanza_schemes
 
 # %% ../../nbs/lib/verse/06_rhyme.ipynb #af891aec
 Pair = namedtuple("Pair", "kind score reason")
@@ -61,10 +62,10 @@ def _said(text):
 def _split(lines):
     "Lines, and the groups of them that blank lines part."
     if isinstance(lines, str): lines = lines.splitlines()
-    lines = [str(l) for l in lines]
+    lines = unnumbered([str(l) for l in lines])
     stanzas, now = [], []
     for k, l in enumerate(lines):
-        if l.strip(): now.append(k)
+        if _seen(l).strip(): now.append(k)
         elif now: stanzas, now = stanzas + [now], []
     return lines, stanzas + [now] if now else stanzas
 
@@ -84,7 +85,7 @@ def scheme(
     if not context: classes = by_sound(len(at), *inner[0])
     elif whole:
         scored = candidates(len(at), *inner[0])
-        classes = merge(max(scored, key=scored.get), *inner[0])
+        classes = merge(heard(max(scored, key=scored.get), *inner[0]), *inner[0])
     else: classes = _chain(stanza_schemes(sizes, inner), seams)
     letters = iter(canonical(classes))
     out = [" "] * len(lines)
@@ -158,7 +159,12 @@ def compare(
     wanted: str,  # letters of a stanza or of the whole poem; '-' is a line that may do as it likes
 ) -> tuple[float, list[Deviation]]:  # as `reward` and `deviations` give them
     "A text against the scheme that was asked for."
-    at, classes, length, ends, pairs, chance = _against(lines, wanted)
+    score, out = _compared(tuple(lines.splitlines() if isinstance(lines, str) else map(str, lines)), str(wanted))
+    return score, list(out)
+
+@lru_cache(64)
+def _compared(lines, wanted):
+    at, classes, length, ends, pairs, chance = _against(list(lines), wanted)
     if not at: return 0.0, []
     mates, others, best, spoiled = {}, {}, {}, {}
     for (x, k), together in pairs.items():
@@ -181,6 +187,8 @@ def compare(
         elif k in others: out.append(Deviation(at[k] + 1, at[others[k]] + 1, "rhyme too many", f"line {at[k] + 1} should not rhyme with {at[others[k]] + 1} ({ends[k].word} / {ends[others[k]].word})"))
     if len(at) != length: out.append(Deviation(at[-1] + 1, 0, "length", f"{len(at)} lines, the scheme has {length}"))
     return float(sum(marks) / len(marks) * min(len(at), length) / max(len(at), length)), out
+
+_CACHES.append(_compared)
 
 def deviations(
     lines: str | list[str],

@@ -8,6 +8,7 @@ __all__ = ['MAX_VARIANTS', 'Ending', 'Line', 'FEATURES', 'line_end', 'use', 'pai
 
 # %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #a405d324
 import json
+import re
 from collections import namedtuple
 from functools import cache, lru_cache
 from importlib import resources
@@ -253,6 +254,42 @@ def by_trees(f):
     for _ in range(depth): at = 2 * at + 1 + (f[rows, feature[trees, at]] > threshold[trees, at])
     return bias + value[trees, at - (2**depth - 1)].sum(1)
 
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #154ed4a7
+_OLD = {("die", "liberty"): 0.8, ("obey", "head"): -0.6, ("obey", "sea"): -0.6, ("die", "join"): 0.2, ("star", "wert"): -0.6, ("severe", "swear"): 0.0}  # sounds that have parted: the least odds of a rhyme
+
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #2ea07b12
+@lru_cache(1 << 16)
+def _old_sound(word):
+    "Which of the sounds in `_OLD` a word ends in, and what follows; None for most."
+    phones = pronounce(word).variants[0]
+    spots = [k for k, p in enumerate(phones) if p[-1].isdigit()]
+    if not spots: return None
+    vowel, rest, eye = phones[spots[-1]], list(phones[spots[-1] + 1 :]), _eye(word)
+    bare = vowel.rstrip("012")
+    if rest[:1] == ["R"]:
+        old = "star" if bare == "AA" else "swear" if bare == "EH" and re.match("ea?re?|ai?re?", eye) else "severe" if bare in ("IH", "IY") and re.match("ee?re?|ea?re?", eye) else None
+        if word.endswith("eare"): old = "wert" if bare != "AA" else old
+    elif bare == "ER": old = "wert" if vowel[-1] == "1" and eye.startswith("er") else None
+    elif vowel in ("IY0", "IY2"): old = "liberty" if re.match("(y|ie)", eye) else None
+    else: old = {"AY": "die", "OY": "join", "EY": "obey"}.get(bare) if vowel[-1] != "0" else None
+    if bare == "EH" and rest[:1] != ["R"] and eye.startswith("ea"): old = "head"
+    if vowel == "IY1" and rest[:1] != ["R"] and re.match("e[aiy]", eye): old = "sea"
+    return old and (old, " ".join(rest[1:] if rest[:1] == ["R"] else rest))
+
+def _once_alike(lines, i, j, odds):
+    "Odds lifted where two words rhymed before their sounds parted."
+    old = [_old_sound(l.word) for l in lines]
+    met = {}
+    for k, o in enumerate(old):
+        if o: met.setdefault(o[1], {}).setdefault(o[0], []).append(k)
+    least = {(a, b): v for sounds in met.values() for (x, y), v in _OLD.items() if x in sounds and y in sounds for a in sounds[x] for b in sounds[y] if lines[a].word != lines[b].word} if any(len(s) > 1 for s in met.values()) and len(lines) < 400 else {}
+    if least:
+        table = np.full((len(lines), len(lines)), -9.0, np.float32)
+        for (a, b), v in least.items(): table[a, b] = table[b, a] = v
+        odds = np.maximum(odds, table[i, j])
+    return odds
+
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #228bbdcb
 def log_odds(
     lines: list,  # of `Line`
     i, j,  # index arrays: the pairs
@@ -262,4 +299,4 @@ def log_odds(
     if not len(i): return out
     keep, f = pair_features(lines, np.asarray(i), np.asarray(j))
     if len(keep): out[keep] = np.clip(by_trees(f) if _learned() and "trees" in _learned() else by_rule(f), -6, 6)
-    return out
+    return _once_alike(lines, np.asarray(i), np.asarray(j), out)
