@@ -1207,6 +1207,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                                                                                                 'poetry_iter/teacher/providers/registry.py'),
                                                         'poetry_iter.teacher.providers.registry._said': ( 'lib/teacher/providers/registry.html#_said',
                                                                                                           'poetry_iter/teacher/providers/registry.py'),
+                                                        'poetry_iter.teacher.providers.registry.certificates': ( 'lib/teacher/providers/registry.html#certificates',
+                                                                                                                 'poetry_iter/teacher/providers/registry.py'),
                                                         'poetry_iter.teacher.providers.registry.check_address': ( 'lib/teacher/providers/registry.html#check_address',
                                                                                                                   'poetry_iter/teacher/providers/registry.py'),
                                                         'poetry_iter.teacher.providers.registry.is_here': ( 'lib/teacher/providers/registry.html#is_here',

@@ -9,7 +9,7 @@ __all__ = ['PRICES_DATE', 'PRICES', 'CACHE_FROM', 'ANTHROPIC', 'message_body', '
 from datetime import datetime
 
 from ...core import UserError, dumps
-from .registry import ProviderKind, Vendor, Wanted, register
+from .registry import ProviderKind, Vendor, Wanted, certificates, register
 from ..requests import Price, Reply, Request, decode
 
 # %% ../../../nbs/lib/teacher/providers/02_anthropic.ipynb #2acfcfbe
@@ -81,7 +81,7 @@ class Claude(Vendor):
         "The SDK's client."
         import anthropic
 
-        return anthropic.Anthropic(api_key=key, base_url=self.address, max_retries=0, http_client=anthropic.DefaultHttpxClient(follow_redirects=False))
+        return anthropic.Anthropic(api_key=key, base_url=self.address, max_retries=0, http_client=anthropic.DefaultHttpxClient(follow_redirects=False, verify=certificates()))
 
     def body(self, request: Request) -> dict:
         "The parameters of the call."

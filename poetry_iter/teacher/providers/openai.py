@@ -7,7 +7,7 @@ __all__ = ['COMPATIBLE', 'chat_reply', 'OpenAI']
 
 # %% ../../../nbs/lib/teacher/providers/03_openai.ipynb #8e8e4bdb
 from ...core import UserError, dumps
-from .registry import ProviderKind, Vendor, Wanted, register
+from .registry import ProviderKind, Vendor, Wanted, certificates, register
 from ..requests import Price, Reply, Request, decode
 
 # %% ../../../nbs/lib/teacher/providers/03_openai.ipynb #f243e406
@@ -36,7 +36,7 @@ class OpenAI(Vendor):
         "The SDK's client."
         try: import openai
         except ImportError: raise UserError(f"provider {self.name}: the openai SDK is not installed: pip install openai") from None
-        return openai.OpenAI(api_key=key, base_url=self.address, max_retries=0, http_client=openai.DefaultHttpxClient(follow_redirects=False))
+        return openai.OpenAI(api_key=key, base_url=self.address, max_retries=0, http_client=openai.DefaultHttpxClient(follow_redirects=False, verify=certificates()))
 
     def body(self, request: Request) -> dict:
         "The parameters of the call."

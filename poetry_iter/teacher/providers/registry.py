@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HINTS', 'LONGEST_WAIT', 'REACH_SECONDS', 'Provider', 'FreeProvider', 'PaidProvider', 'BatchProvider', 'Wanted',
            'ProviderKind', 'register', 'provider_kinds', 'provider_names', 'key_names', 'make_provider', 'read_key',
-           'check_address', 'is_here', 'key_for', 'Trouble', 'judge_error', 'pause', 'Vendor']
+           'check_address', 'is_here', 'key_for', 'Trouble', 'judge_error', 'pause', 'certificates', 'Vendor']
 
 # %% ../../../nbs/lib/teacher/providers/01_registry.ipynb #a9f5d1a1
 import os
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -221,6 +222,13 @@ def pause(
 
 # %% ../../../nbs/lib/teacher/providers/01_registry.ipynb #aa65be0f
 REACH_SECONDS = 20.0
+
+@cache
+def certificates():  # an SSLContext
+    "Whom the SDKs' clients trust; read once, since it takes 50 ms."
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 class Vendor:
     "A provider behind an SDK."
