@@ -257,6 +257,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                           'poetry_iter.engines.lora._said': ('lib/engines/lora.html#_said', 'poetry_iter/engines/lora.py'),
                                           'poetry_iter.engines.lora._save_last': ( 'lib/engines/lora.html#_save_last',
                                                                                    'poetry_iter/engines/lora.py'),
+                                          'poetry_iter.engines.lora._tokens_seen': ( 'lib/engines/lora.html#_tokens_seen',
+                                                                                     'poetry_iter/engines/lora.py'),
                                           'poetry_iter.engines.lora._train': ( 'lib/engines/lora.html#_train',
                                                                                'poetry_iter/engines/lora.py'),
                                           'poetry_iter.engines.lora._trainer': ( 'lib/engines/lora.html#_trainer',
