@@ -19,7 +19,8 @@ lab: .venv  ## JupyterLab in nbs/
 	$(BIN)/jupyter lab --notebook-dir nbs
 
 docs: .venv  ## the docs site, from the notebooks and their outputs: docs/_build/html/index.html
-	$(BIN)/python docs/build.py
+	$(BIN)/sphinx-build -q -W --keep-going -j auto -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo docs/_build/html/index.html
 
 bench: .venv  ## speed as ratios, measured in one run
 	for f in bench/*.py; do $(BIN)/python $$f || exit 1; done

@@ -5,12 +5,12 @@ import time
 import torch
 
 from poetry_iter.core import root
-from poetry_iter.engines.transformers import Sampling, generate, load_model, token_losses
+from poetry_iter.engine import ModelSpec, Sampling, open_engine
 from poetry_iter.poems import load_poems
 
 REPEATS = 3
-model = load_model(root() / "data/model")
-renderer = model.renderer("chat")
+lm = open_engine(ModelSpec())
+renderer = lm.renderer
 poems = load_poems(root() / "data/tiny_poems.jsonl")[0][:32]
 examples = [renderer.example("Sea, wind and salt.", p.title, p.content) for p in poems]
 prompts = [renderer.describe(p) for p in poems]
@@ -18,11 +18,11 @@ sampling, n = Sampling(max_new_tokens=64), 4
 
 
 def one_by_one():
-    token_losses(model, examples, batch_size=1)
+    lm.token_losses(examples, batch_size=1)
 
 
 def batched():
-    token_losses(model, examples)
+    lm.token_losses(examples)
 
 
 def whole_logits():
@@ -32,26 +32,26 @@ def whole_logits():
             part = examples[i : i + 8]
             width = max(map(len, part))
             ids = torch.tensor([e.tokens + [0] * (width - len(e)) for e in part])
-            logp = model.model(input_ids=ids).logits.float().log_softmax(-1)
+            logp = lm.model(input_ids=ids).logits.float().log_softmax(-1)
             logp[:, :-1].gather(-1, ids[:, 1:, None])
 
 
 def shared_prefill():
-    generate(model, prompts, renderer.end, n, sampling)
+    lm.sample(prompts, renderer.end, n, sampling)
 
 
 def repeated_prompts():
-    generate(model, [p for p in prompts for _ in range(n)], renderer.end, 1, sampling)
+    lm.sample([p for p in prompts for _ in range(n)], renderer.end, 1, sampling)
 
 
 def the_engines_own():
     "transformers' generate on the same batch, n sequences a prompt."
     width = max(map(len, prompts))
-    pad = model.tokenizer.pad_token_id
+    pad = lm.tokenizer.pad_token_id
     for i in range(0, len(prompts), 20):
         part = prompts[i : i + 20]
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in part])
-        model.model.generate(ids, attention_mask=(ids != pad).long(), do_sample=True, temperature=0.9, top_p=0.95, top_k=40, num_return_sequences=n,
+        lm.model.generate(ids, attention_mask=(ids != pad).long(), do_sample=True, temperature=0.9, top_p=0.95, top_k=40, num_return_sequences=n,
                              max_new_tokens=64, eos_token_id=renderer.end, pad_token_id=pad)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from IPython.display import HTML
 
-from .core import UserError, read_jsonl, write_text
+from .core import UserError, write_text
 from .poems import Poem, load_poems
-from .runs import Run
+from .runs import Run, reference_runs
 
 # %% ../nbs/lib/09_display.ipynb #3bcd028b
 _CARD = "flex:1 1 17em;max-width:34em;border:1px solid #8886;border-radius:6px;padding:.7em .9em;margin:.3em;{}"
@@ -52,7 +52,7 @@ def poem_cards(
     "What was written from a description, beside the true poem."
     cards = []
     for r in written:
-        true = poems[r["poem"]]
+        true = poems[r["poem_id"]]
         cards += [text_card("description", r["description"]), text_card(f"written: {r['title']}", r["content"], f"ended: {r['ended']}", "#7a5cc4"),
                   text_card(f"true: {true.title}", true.content, true.author)]
     return side_by_side(cards)
@@ -72,7 +72,7 @@ def scored_cards(rows: list[dict], poems: dict[str, Poem], by: str = "gain") -> 
     known = sorted((r for r in rows if r.get(by) is not None), key=lambda r: r[by])
     cards = []
     for which, r in (("best", known[-1]), ("worst", known[0])) if known else ():
-        p = poems[r["poem"]]
+        p = poems[r["poem_id"]]
         cards += [text_card(f"{which} by {by.replace('_', ' ')}", r["description"], _figures(r), "#2a9d5c" if which == "best" else "#d1495b"), text_card(p.title, p.content, p.author)]
     return side_by_side(cards)
 
@@ -83,7 +83,7 @@ def ledger_cards(
 ) -> HTML:
     "Winners beside losers, poem by poem, with the reason of each verdict."
     by_poem = {}
-    for r in ledger: by_poem.setdefault(r["poem"], []).append(r)
+    for r in ledger: by_poem.setdefault(r["poem_id"], []).append(r)
     gains = lambda rows: [r["gain"] for r in rows if r["gain"] is not None] or [0]
     cards = []
     for p in sorted(by_poem, key=lambda p: min(gains(by_poem[p])) - max(gains(by_poem[p])))[:most]:
@@ -116,15 +116,14 @@ def table(
     return m.pivot_table(index="round", columns="name", values="value", aggfunc="last").reindex(columns=names).astype(float)
 
 def results_table(
-    folder: str | Path,  # a folder of runs: of each, config.json and metrics.jsonl are enough
+    folder: str | Path,  # with the two tables of `keep_reference`, or a folder of runs
 ):  # DataFrame: a row a run
     "What each run was, its held-out gain over another poem's description at the start and at the end, and the change, paired by poem."
     import pandas as pd
 
     span = lambda t, name: f"{t[name]:+.3f} [{t[name + '_lo']:+.3f}, {t[name + '_hi']:+.3f}]"
     rows = []
-    for path in sorted(p.parent for p in Path(folder).glob("*/metrics.jsonl")):
-        run = Run(path)
+    for run in reference_runs(folder) or [Run(p.parent) for p in sorted(Path(folder).glob("*/metrics.jsonl"))]:
         said, names = run.config["parameters"], [n + e for n in ("gain", "gain_over_other", "change_gain_over_other") for e in ("", "_lo", "_hi")]
         t, selected = table(run, "evaluate", [*names, "poems"]), table(run, "select", ["guard_changed"])
         first, last = t.iloc[0], t.iloc[-1]
@@ -222,8 +221,7 @@ def load_round(
     name: str = "ledger",  # candidates, scored, ledger, winners, held_out or written
 ) -> list[dict]:  # empty where the stage has not run
     "The rows that a stage wrote in a round."
-    path = run.round(round, make=False) / f"{name}.jsonl"
-    return read_jsonl(path) if path.exists() else []
+    return run.rows(f"round_{round:03d}/{name}.jsonl")
 
 def run_poems(run: Run) -> dict[str, Poem]:
     "The poems of a run, by id; `extra['split']` says on which side each stands."
@@ -246,7 +244,7 @@ def paired_differences(
 
     from poetry_iter.scoring import bootstrap
 
-    values = lambda run, n: {r["poem"]: r[name] for r in load_round(run, n, "held_out") if r.get(name) is not None}
+    values = lambda run, n: {r["poem_id"]: r[name] for r in load_round(run, n, "held_out") if r.get(name) is not None}
     rows = []
     for n in rounds_of(runs[0]):
         base = values(runs[0], n)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .core import UserError, seed_of
+from .scoring import SCORES
 
 # %% ../nbs/lib/06_selection.ipynb #0677413a
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Guard:
 
 # %% ../nbs/lib/06_selection.ipynb #295dc9f7
 ARMS = ("topk", "random", "worst", "all")
-RANKINGS = {"loss": lambda row: row["loss"], "contrast": lambda row: -row["contrast"]}
+RANKINGS = [name for name, s in SCORES.items() if s.best]  # the scores that a candidate can win by
 
 def select(
     rows: list[dict],  # scored candidates of any number of poems
     k: int = 2,  # winners a poem
     arm: str = "topk",  # topk, random, worst or all
-    score: str = "loss",  # loss (lowest first) or contrast (highest first)
+    score: str = "loss",  # one of RANKINGS: loss, gain, contrast …
     guard: Guard | None = None,  # default: `Guard()`
     seed: int = 0,  # of arm random
 ) -> list[dict]:  # the ledger: the same rows with rank, verdict (winner, loser, refused, duplicate or its ending) and reason
@@ -52,10 +53,10 @@ def select(
     if arm not in ARMS: raise UserError(f"arm {arm!r}: choose one of {', '.join(ARMS)}")
     if score not in RANKINGS: raise UserError(f"score {score!r}: choose one of {', '.join(RANKINGS)}")
     if k < 1: raise UserError(f"top_k is 1 or more, found {k}")
-    if score == "contrast" and any(r["loss"] is not None and r["contrast"] is None for r in rows):
-        raise UserError("score contrast needs at least two poems with a usable description; use score: loss")
-    guard, ledger, poems = guard or Guard(), [], {}
-    for row in rows: poems.setdefault(row["poem"], []).append(row)
+    if any(r["loss"] is not None and r[score] is None for r in rows):
+        raise UserError(f"score {score} needs at least two poems with a usable description; use score: loss")
+    guard, ledger, poems, sign = guard or Guard(), [], {}, 1 if SCORES[score].best == "lowest" else -1
+    for row in rows: poems.setdefault(row["poem_id"], []).append(row)
     for poem, candidates in poems.items():
         verdicts, seen = {}, set()
         for i, row in enumerate(candidates):
@@ -64,7 +65,7 @@ def select(
             elif text in seen: verdicts[i] = ("duplicate", "the same as another candidate")
             elif reason := guard.reason(row): verdicts[i] = ("refused", reason)
             if row["ended"] == "complete": seen.add(text)
-        ranked = sorted((i for i, r in enumerate(candidates) if r["loss"] is not None), key=lambda i: RANKINGS[score](candidates[i]))
+        ranked = sorted((i for i, r in enumerate(candidates) if r["loss"] is not None), key=lambda i: sign * candidates[i][score])
         free = [i for i in ranked if i not in verdicts]
         if arm == "random": free.sort(key=lambda i: seed_of(seed, "select", poem, candidates[i].get("round", 0), candidates[i]["candidate"]))
         if arm == "worst": free.reverse()
@@ -81,8 +82,8 @@ def selection_counts(
     **how,  # the arguments that `select` was called with
 ) -> dict:  # verdicts, poems without a winner, and the share of poems whose winners the guard changed
     "What became of the candidates, and how often the guard changed the winners."
-    winners = lambda rows: {(r["poem"], r["candidate"]) for r in rows if r["verdict"] == "winner"}
-    poems = {r["poem"] for r in ledger}
+    winners = lambda rows: {(r["poem_id"], r["candidate"]) for r in rows if r["verdict"] == "winner"}
+    poems = {r["poem_id"] for r in ledger}
     free = winners(select(ledger, **{**how, "guard": Guard(on=False)}))
     changed = {p for p, _ in winners(ledger) ^ free}
     counts = Counter(r["verdict"] for r in ledger)
@@ -97,6 +98,6 @@ def spread(
     "How much the candidates of one poem differ in a score: their standard deviation, mean over poems."
     poems = {}
     for r in ledger:
-        if r.get(name) is not None: poems.setdefault(r["poem"], []).append(r[name])
+        if r.get(name) is not None: poems.setdefault(r["poem_id"], []).append(r[name])
     within = [np.std(v) for v in poems.values() if len(v) > 1]
     return float(np.mean(within)) if within else None

@@ -14,12 +14,8 @@ import psutil
 import pytest
 
 HOUSE = Path(__file__).resolve().parents[1]
-COMMAND = """
-import sys
-from poetry_iter.pipeline import command_line, experiments
-experiments.EXPERIMENTS["tiny"] = experiments.Experiment("nbs/tiny", ("1_start",), ("2_add",), ("3_end",), ("rounds",))
-sys.exit(command_line.main())
-"""
+COMMAND = "import sys\nfrom poetry_iter.pipeline.command_line import main\nsys.exit(main())\n"
+EXPERIMENT = "question: what is the sum?\nfirst: [1_start]\neach: [2_add]\nlast: [3_end]\nrounds: rounds\n"
 STAGES = {
     "1_start": [
         "run_dir = 'outputs/by-hand'  # the run's folder\nseed = 0  # of everything",
@@ -27,14 +23,14 @@ STAGES = {
         "open_run(run_dir).log(0, 'start', {'seed': seed, 'run_dir': run_dir, 'cwd': os.getcwd(), 'python': sys.executable})",
     ],
     "2_add": [
-        "run_dir = 'outputs/by-hand'  # the run's folder\nround = 1  # the first is 1\nstep = 1  # added a round\nnap = 0.0  # seconds\nnote = ''  # anything\nstop_after = 0  # a round",
+        "run_dir = 'outputs/by-hand'  # the run's folder\nround = 1  # the first is 1\nstep = 1  # [0, inf) added a round\nnap = 0.0  # seconds\nnote = ''  # anything\nstop_after = 0  # a round",
         "import time\nfrom poetry_iter.runs import open_run",
         "run = open_run(run_dir)\nrun.log(round, 'add', {'sum': round * step, 'note': note})",
         "time.sleep(nap)",
         "run.add_checkpoint({'name': f'round_{round:03d}', 'stop': round == stop_after})",
     ],
     "3_end": [
-        "run_dir = 'outputs/by-hand'  # the run's folder\nrounds = 2  # how many",
+        "run_dir = 'outputs/by-hand'  # the run's folder\nrounds = 2  # [1, 99] how many",
         "from poetry_iter.core import write_text",
         "write_text(f'{run_dir}/report.html', 'done')",
     ],
@@ -98,6 +94,7 @@ def tiny(tmp_path):
     project = Project(tmp_path, tmp_path / "command.py")
     for name, sources in STAGES.items():
         project.stage(name, *sources)
+    (tmp_path / "nbs/tiny/experiment.yaml").write_text(EXPERIMENT)
     yield project
     project.end()
 
@@ -107,7 +104,7 @@ def house(tmp_path):
     """The real notebooks and data, seen from a root of its own, so that outputs/ is the test's."""
     for name in ("settings.ini", "nbs", "data"):
         (tmp_path / name).symlink_to(HOUSE / name)
-    (tmp_path / "command.py").write_text("import sys\nfrom poetry_iter.pipeline.command_line import main\nsys.exit(main())\n")
+    (tmp_path / "command.py").write_text(COMMAND)
     project = Project(tmp_path, tmp_path / "command.py")
     yield project
     project.end()

@@ -9,9 +9,9 @@ import sys
 import pytest
 from conftest import HOUSE
 
-from poetry_iter.core import UserError, write_json
+from poetry_iter.core import UserError
 from poetry_iter.pipeline.command_line import main
-from poetry_iter.pipeline.experiments import check_model
+from poetry_iter.pipeline.parameters import check_model
 
 
 def row(title="A", content="one line\nand another"):
@@ -181,25 +181,10 @@ def test_a_model_folder_that_is_not_whole(tmp_path, monkeypatch):
             check_model(str(model))
 
 
-def test_a_checkpoint_of_another_renderer_or_base(tmp_path, monkeypatch):
-    from poetry_iter.engines.transformers import check_adapter, model_hash
-
-    monkeypatch.chdir(HOUSE)
-    with pytest.raises(UserError, match=r"no adapter_config\.json"):
-        check_adapter(tmp_path, "data/model")
-    write_json(tmp_path / "adapter_config.json", {})
-    write_json(tmp_path / "made_with.json", {"base": "data/model", "base_hash": model_hash("data/model"), "renderer": "chat"})
-    assert check_adapter(tmp_path, "data/model", "chat")["renderer"] == "chat"
-    with pytest.raises(UserError, match="made with the renderer 'chat', asked for with 'base'"):
-        check_adapter(tmp_path, "data/model", "base")
-    with pytest.raises(UserError, match="made on the base model data/model"):
-        check_adapter(tmp_path, "Qwen/Qwen3-8B", "chat")
-
-
 def test_a_model_folder_with_a_part_of_its_weights(tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
-    from poetry_iter.engines.transformers import load_model
+    from poetry_iter.engine import ModelSpec, open_engine
 
     monkeypatch.chdir(HOUSE)
     model = tmp_path / "model"
@@ -208,11 +193,11 @@ def test_a_model_folder_with_a_part_of_its_weights(tmp_path, monkeypatch):
     whole = (model / "model.safetensors").read_bytes()
     save_file({k: v for k, v in weights.items() if ".layers.2." not in k}, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="11 of its weights are missing, as model"):
-        load_model(model)
+        open_engine(ModelSpec(name=str(model)))
     (model / "model.safetensors").write_bytes(whole)
     (model / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="the folder cannot be loaded"):
-        load_model(model)
+        open_engine(ModelSpec(name=str(model)))
 
 
 def test_poems_check_says_what_the_loop_would_keep(house, tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ from poetry_iter.embedded.corpus import HeldOutGuard, piece, tidy
 from poetry_iter.embedded.evaluation import describing, sketches_by_rule
 from poetry_iter.embedded.language import sketch
 from poetry_iter.embedded.pretraining import POOL_KINDS, Maker
-from poetry_iter.engines.transformers import Sampling, load_model
+from poetry_iter.engine import ModelSpec, Sampling, open_engine
 from poetry_iter.poems import Poem, load_poems
 from poetry_iter.scoring import bootstrap, score
 
@@ -23,7 +23,7 @@ FOLDER = root() / "data/model"
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(FOLDER)
+    return open_engine(ModelSpec(name=str(FOLDER)))
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +85,20 @@ def test_it_was_trained_on_what_the_renderers_make(model, poems):
 def test_its_own_description_helps_more_than_anothers(model, poems):
     """The floors lie far below the figures in `nbs/log.md`, and far above a model that does not read."""
     for name in ("base", "chat"):
-        rows = score(model, model.renderer(name), poems[:32], sketches_by_rule(poems[:32]))
+        rows = score(model.using(name), poems[:32], sketches_by_rule(poems[:32]))
         over_other, over_none = (bootstrap([r[k] for r in rows]) for k in ("gain_over_other", "gain"))
         assert over_other["lo"] > 0.15 and over_none["lo"] > 0.1
 
 
 def test_it_describes_in_its_language(model, poems):
     short = [p for p in poems if len(p.lines) <= 16][:24]
-    rows = describing(model, model.renderer("chat"), short, Sampling(max_new_tokens=160))
+    rows = describing(model, short, Sampling(max_new_tokens=160))
     assert sum(not r["faults"] for r in rows) >= 18
     assert sum(r["grounded"] for r in rows) / len(rows) > 0.25
 
 
 def test_thinking_ends_and_leaves_a_description(model, poems):
-    r = model.renderer("thinking")
+    r = model.using("thinking").renderer
     rows = describing(model, r, poems[:6], Sampling(max_new_tokens=240))
     assert sum(row["ended"] == "complete" for row in rows) >= 5
     assert sum("Stanzas of" in row["thinking"] for row in rows) >= 5
@@ -135,7 +135,7 @@ def test_the_stages_make_a_model(tmp_path, monkeypatch):
         papermill.execute_notebook(str(source), str(tmp_path / f"{stage}.ipynb"), {k: v for k, v in given.items() if k in declared}, progress_bar=False, cwd=str(root()))
     log = read_jsonl(tmp_path / "run/train.jsonl")
     assert [row["step"] for row in log] == [4, 8]
-    assert load_model(tmp_path / "run/model").model.num_parameters() > 100_000
+    assert open_engine(ModelSpec(name=str(tmp_path / "run/model"))).model.num_parameters() > 100_000
     figures = json.loads((tmp_path / "run/examination.json").read_text())
     assert figures["base"]["poems"] == 2
     state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)

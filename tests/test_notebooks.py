@@ -11,7 +11,17 @@ import nbformat
 import pytest
 import yaml
 
-from poetry_iter.pipeline.experiments import EXPERIMENTS, GIVEN, check_parameters, declared_parameters, load_stages, read_profile, read_stage, resolve
+from poetry_iter.pipeline.experiments import (
+    check_parameters,
+    declared_parameters,
+    find_experiments,
+    get_experiment,
+    load_stages,
+    read_profile,
+    read_stage,
+)
+from poetry_iter.pipeline.parameters import GIVEN, Choices, Interval, names_in, resolve
+from poetry_iter.pipeline.plans import reckon
 
 HOUSE = Path(__file__).resolve().parents[1]
 NBS = HOUSE / "nbs"
@@ -112,32 +122,35 @@ def test_the_checks_find_faults(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_stages_of_an_experiment_agree(experiment):
-    stages = load_stages(EXPERIMENTS[experiment])
-    everything = declared_parameters(stages)
-    for stage in stages.values():
-        for parameter, found in stage.parameters.items():
-            if parameter not in GIVEN:
-                assert found.default == everything[parameter].default, f"{stage.name}: {parameter} has another default than in an earlier stage"
-    assert set(EXPERIMENTS[experiment].rounds) <= everything.keys()
-    for each in EXPERIMENTS[experiment].each:
+@pytest.mark.parametrize("folder", EXPERIMENT_FOLDERS, ids=name)
+def test_the_stages_of_an_experiment_agree(folder):
+    experiment = get_experiment(folder.name)
+    assert experiment.question.endswith("?") and find_experiments()[folder.name] == folder
+    assert set(experiment.stages) == {p.stem for p in folder.glob("*.ipynb")}
+    stages = load_stages(experiment)
+    everything = declared_parameters(stages)  # raises where two stages declare one name with another default or domain
+    values = {k: p.default for k, p in everything.items()}
+    check_parameters(values, everything, experiment)
+    for k, p in everything.items():
+        if isinstance(p.domain, Choices):
+            assert len(p.domain.all()) > 1
+        if isinstance(p.domain, Interval) and isinstance(p.domain.high, str):
+            assert p.domain.high in everything, f"{k}: {p.domain} names no parameter"
+    needed = {name for rule in experiment.rules.values() for name in names_in(rule["holds"])} | names_in(experiment.rounds) | experiment.skips.keys()
+    assert needed <= everything.keys()
+    assert {s for left_out in experiment.skips.values() for s in left_out} <= set(experiment.stages)
+    assert set(reckon(experiment, values)) <= set(experiment.stages)
+    for each in experiment.each:
         assert "round" in stages[each].parameters
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=name)
 def test_a_profile(path):
-    found = yaml.safe_load(path.read_text())
-    experiments = [e for e in EXPERIMENTS.values() if HOUSE / e.folder == path.parents[1]]
-    stages = load_stages(experiments[0]) if experiments else {p.stem: read_stage(p) for p in STAGES if p.parent == path.parents[1]}
-    by_hand = {k: v for k, v in found.items() if k in GIVEN}  # a profile for papermill alone names the folder too
-    assert found and not (by_hand and experiments), f"{by_hand}: the runner gives it"
-    values = resolve(
-        declared_parameters(stages), {k: v for k, v in found.items() if k not in GIVEN}
-    )  # raises for a name that no stage declares, and for a wrong type
-    if experiments:
-        assert read_profile(path.stem, experiments[0]) == found
-        check_parameters({k: v for k, v in values.items() if k not in ("poems", "engine", "load_in_4bit")})
+    experiment = get_experiment(path.parents[1].name)
+    declared, found = declared_parameters(load_stages(experiment)), read_profile(path.stem, experiment)
+    assert found == yaml.safe_load(path.read_text()) and not found.keys() & set(GIVEN), "the runner gives those"
+    values = resolve(declared, found)  # raises for a name that no stage declares, and for a wrong type
+    check_parameters({k: v for k, v in values.items() if k not in ("poems", "engine", "load_in_4bit")}, declared, experiment)
 
 
 def test_the_tag_survives_nbdev_clean(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from poetry_iter.core import UserError, read_jsonl
+from poetry_iter.engine import ModelSpec, Sampling, open_engine
 from poetry_iter.poems import Poem
 from poetry_iter.quality import cliches as lists
 from poetry_iter.quality.generation import (
@@ -18,9 +19,9 @@ from poetry_iter.quality.generation import (
     measure,
     quality_page,
     summary,
-    write_rows,
 )
 from poetry_iter.teacher.client import make_teacher
+from poetry_iter.workshop.poet_pairs import write_from_briefs
 
 sys.path.insert(0, str(Path(__file__).parent))
 from vendor_server import KEY, serve
@@ -124,7 +125,8 @@ def test_the_embedded_model_is_measured(tmp_path, monkeypatch):
     (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
     monkeypatch.chdir(tmp_path)
     briefs = [{"brief": r["brief"], "request": r["user_request"]} for r in read_jsonl(ROOT / "data/annotated/briefs.jsonl")[:3]]
-    rows = write_rows(make_teacher("local", str(model), progress=False), briefs, lambda b: [{"role": "system", "content": "You are a poet."}, {"role": "user", "content": b}], max_tokens=60)
-    assert [r["brief"] for r in rows] == [b["brief"] for b in briefs] and {r["ended"] for r in rows} <= {"complete", "cut", "malformed"}
+    written = write_from_briefs(open_engine(ModelSpec(name=str(model))), briefs, Sampling(0.8, max_new_tokens=60))
+    rows = [{**b, "text": w["text"], "ended": w["ended"]} for b, w in zip(briefs, written)]
+    assert [w["brief"] for w in written] == [b["brief"] for b in briefs] and {r["ended"] for r in rows} <= {"complete", "cut", "malformed"}
     figures = summary(measure(rows))
     assert figures["verse"]["n"] == 3 and 0 <= figures["verse"]["lo"] <= figures["verse"]["hi"] <= 1

@@ -17,7 +17,7 @@ PNG = b"\x89PNG picture"
 
 
 def test_readme_is_fresh():
-    assert readme.stale(HOUSE) == [], "make readme"
+    assert not readme.stale(HOUSE), "make readme"
 
 
 def test_the_results_are_those_of_outputs_reference():
@@ -27,6 +27,15 @@ def test_the_results_are_those_of_outputs_reference():
     shown = {cells[0]: cells[1:] for line in text.splitlines() if line.startswith("| more-") and " − " not in line for cells in [[c.strip() for c in line.strip("|").split("|")]]}
     table = results_table(HOUSE / "outputs/reference")
     assert shown == {run: [str(v) for v in row] for run, row in zip(table.index, table.values.tolist())}, "run nbs/index.ipynb again"
+
+
+def test_runs_kept_as_tables_are_found_by_name():
+    from poetry_iter.display import paired_differences
+    from poetry_iter.runs import find_run
+
+    table = paired_differences([find_run("more-random-both"), find_run("outputs/reference/more-contrast-both")]).round(3)
+    for row in table.itertuples():
+        assert f"| {row.Index} | {row.round} | {row.mean:.3f} | {row.lo:.3f} | {row.hi:.3f} | {row.n} |" in (HOUSE / "README.md").read_text()
 
 
 @pytest.fixture

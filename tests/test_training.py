@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from poetry_iter.core import UserError, root
-from poetry_iter.engines.transformers import load_model
+from poetry_iter.engine import ModelSpec, open_engine, open_renderer
 from poetry_iter.poems import load_poems
 from poetry_iter.training import Training, prove, train
 
@@ -20,7 +20,7 @@ QUICK = Training(learning_rate=1e-3, learning_rate_end=5e-4, batch_size=4, micro
 @pytest.fixture(scope="module")
 def examples():
     poems = sorted(load_poems(root() / "data/tiny_poems.jsonl")[0], key=lambda p: len(p.content))[:16]
-    renderer = load_model(root() / "data/model").renderer("chat")
+    renderer = open_renderer(ModelSpec())[0]
     return [renderer.example("Salt and light.", p.title, p.content) for p in poems]
 
 
@@ -36,24 +36,24 @@ def test_a_round_that_was_stopped_goes_on_exactly(tmp_path, examples, monkeypatc
     "Stopped after its second save, a round ends with the very weights, optimizer and losses of one left alone."
     from transformers import TrainerCallback
 
-    import poetry_iter.training as module
+    import poetry_iter.engines.lora as module
 
-    alone = load_model(root() / "data/model")
-    whole = train(alone, examples, alone.renderer("chat"), tmp_path / "alone", QUICK)
+    alone = open_engine(ModelSpec())
+    whole = train(alone, examples, tmp_path / "alone", QUICK)
 
     class Stop(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 2:
                 raise KeyboardInterrupt
 
-    stopped, save_last = load_model(root() / "data/model"), module._save_last
+    stopped, save_last = open_engine(ModelSpec()), module._save_last
     monkeypatch.setattr(module, "_save_last", Stop)
     with pytest.raises(KeyboardInterrupt):
-        train(stopped, examples, stopped.renderer("chat"), tmp_path / "stopped", QUICK)
+        train(stopped, examples, tmp_path / "stopped", QUICK)
     assert not (tmp_path / "stopped").exists() and (tmp_path / "stopped.work").exists()
     monkeypatch.setattr(module, "_save_last", save_last)
-    again = load_model(root() / "data/model")
-    resumed = train(again, examples, again.renderer("chat"), tmp_path / "stopped", QUICK)
+    again = open_engine(ModelSpec())
+    resumed = train(again, examples, tmp_path / "stopped", QUICK)
     assert same(weights(alone), weights(again))
     assert resumed["losses"] == whole["losses"] and resumed["learning_rates"] == whole["learning_rates"]
     optimizers = [torch.load(tmp_path / d / "optimizer.pt", weights_only=True)["state"] for d in ("alone", "stopped")]
@@ -63,10 +63,9 @@ def test_a_round_that_was_stopped_goes_on_exactly(tmp_path, examples, monkeypatc
 
 def test_optimizer_and_schedule_go_on_across_rounds(tmp_path, examples):
     "Two rounds are one training: the second starts with the first one's moments and learning rate."
-    model = load_model(root() / "data/model")
-    renderer = model.renderer("chat")
-    one = train(model, examples[:8], renderer, tmp_path / "one", QUICK, total_steps=4)
-    two = train(model, examples[8:], renderer, tmp_path / "two", QUICK, total_steps=4, previous=tmp_path / "one")
+    model = open_engine(ModelSpec())
+    one = train(model, examples[:8], tmp_path / "one", QUICK, total_steps=4)
+    two = train(model, examples[8:], tmp_path / "two", QUICK, total_steps=4, previous=str(tmp_path / "one"))
     rates = [1e-3, 8.75e-4, 7.5e-4, 6.25e-4]
     assert [round(x, 9) for x in one["learning_rates"] + two["learning_rates"]] == rates
     steps = [torch.load(tmp_path / d / "optimizer.pt", weights_only=True)["state"][0]["step"].item() for d in ("one", "two")]
@@ -76,7 +75,7 @@ def test_optimizer_and_schedule_go_on_across_rounds(tmp_path, examples):
 
 
 def test_targets_are_never_cut(examples):
-    renderer = load_model(root() / "data/model").renderer("chat")
+    renderer = open_renderer(ModelSpec())[0]
     longest = max(map(len, examples))
     kept, proof = prove(examples, renderer, longest - 1, names=[f"poem {i}" for i in range(len(examples))])
     assert len(kept) == len(examples) - len(proof["dropped"]) and proof["dropped"]
@@ -93,26 +92,26 @@ def test_unsloth_trains_on_this_machine(tmp_path):
         import json
         import unsloth
         from poetry_iter.core import root
-        from poetry_iter.engines.transformers import Sampling, generate, load_model, token_losses
+        from poetry_iter.engine import ModelSpec, Sampling, open_engine
         from poetry_iter.poems import load_poems
         from poetry_iter.training import Training, train
         from pathlib import Path
         folder = Path({str(tmp_path)!r})
         settings = Training(learning_rate=2e-3, learning_rate_end=1e-3, batch_size=4, micro_batch_size=4, lora_rank=4)
         poems = sorted(load_poems(root() / "data/tiny_poems.jsonl")[0], key=lambda p: len(p.content))[:8]
-        load = lambda adapter=None: load_model(root() / "data/model", adapter, "chat" if adapter else None, engine="unsloth", device="cpu", max_tokens=1024)
-        model = load(); r = model.renderer("chat")
+        base = ModelSpec(engine="unsloth", device="cpu", max_tokens=1024)
+        lm = open_engine(base); r = lm.renderer
         examples = [r.example("Salt and light.", p.title, p.content) for p in poems]
-        mean = lambda m: float(sum(a.sum() for a in token_losses(m, examples)) / sum(sum(e.mask) for e in examples))
-        before = mean(model)
-        plain = mean(load_model(root() / "data/model"))
-        train(model, examples, r, folder / "one", settings, total_steps=4)
-        one = mean(model)
-        again = load(folder / "one")
+        mean = lambda m: float(sum(a.sum() for a in m.token_losses(examples)) / sum(sum(e.mask) for e in examples))
+        before = mean(lm)
+        plain = mean(open_engine(ModelSpec()))
+        train(lm, examples, folder / "one", settings, total_steps=4)
+        one = mean(lm)
+        again = open_engine(base.on(folder / "one"))
         loaded = mean(again)
-        result = train(again, examples, r, folder / "two", settings, total_steps=4, previous=folder / "one")
-        said = generate(again, [r.context("Salt.")], r.end, n=2, sampling=Sampling(max_new_tokens=8))
-        print(json.dumps([plain, before, one, loaded, mean(again), result["step"], len(said[0])]))
+        result = train(again, examples, folder / "two", settings, total_steps=4, previous=str(folder / "one"))
+        said = again.sample([r.context("Salt.")], r.end, n=2, sampling=Sampling(max_new_tokens=8))
+        print(json.dumps([plain, before, one, loaded, mean(again), result["checkpoint"]["step"], len(said[0])]))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=root(), timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]

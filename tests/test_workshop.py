@@ -7,12 +7,13 @@ from collections import Counter
 import pytest
 
 from poetry_iter.core import UserError, read_jsonl, root, shared_data, write_jsonl
-from poetry_iter.pipeline.experiments import get_experiment, plan
+from poetry_iter.engine import ModelSpec
+from poetry_iter.pipeline.experiments import get_experiment, stage_order
 from poetry_iter.poems import Poem, families, load_poems
 from poetry_iter.workshop.gate import FILES, gate, good_and_bad, load_annotations
 from poetry_iter.workshop.mix import divide, mix, sides, training_rows
 from poetry_iter.workshop.questions import match_poems
-from poetry_iter.workshop.session import Crew, Player, players_of, session
+from poetry_iter.workshop.session import Crew, players_of, prompt_differences, session
 from poetry_iter.workshop.tasks import TASKS, contract_differences, poem_text, read_poem
 
 # A change of words needs a new version: change both here, in one commit with the words.
@@ -56,7 +57,7 @@ def test_no_two_tasks_ask_in_the_same_words():
 
 def test_a_difference_of_contracts_is_seen(tmp_path):
     (tmp_path / "made_with.json").write_text('{"contracts": {"critique": "critique-0-old", "poem": "' + TASKS["poem"].contract + '"}}')
-    assert Player(adapter=str(tmp_path)).differences == [f"critique: trained with critique-0-old, used with {TASKS['critique'].contract}"]
+    assert prompt_differences(ModelSpec(adapter=str(tmp_path))) == [f"critique: trained with critique-0-old, used with {TASKS['critique'].contract}"]
     assert contract_differences({"a task of old": "x"}) == []
 
 
@@ -127,7 +128,7 @@ def test_pairs_are_alike_and_balanced_on_real_poems():
 
 def test_stages_that_flags_leave_out():
     experiment = get_experiment("workshop")
-    names = lambda **flags: [name[0] for _, name in plan(experiment, flags)]
+    names = lambda **flags: [name[0] for _, name in stage_order(experiment, flags)]
     assert names() == list("12345678")
     assert names(educator_only=True) == list("123568")
     assert names(poet_only=True) == list("34578")
@@ -240,7 +241,7 @@ def test_write_refuses_what_it_cannot_do(house):
 
 def test_one_model_at_a_time_gives_the_same_session():
     def run(swap):
-        crew = Crew(Player("data/model", renderer="chat"), Player(str(root() / "data/model"), renderer="chat"), swap)
+        crew = Crew(ModelSpec(), ModelSpec(name=str(root() / "data/model")), swap)
         return session(crew, "a poem about a lock", "", 1, tries=1, tokens=12), crew
 
     (one, swapping), (two, keeping) = run(True), run(False)
@@ -249,6 +250,6 @@ def test_one_model_at_a_time_gives_the_same_session():
 
 
 def test_players_come_from_a_run_or_a_model():
-    assert players_of(model="data/model")[0] == Player("data/model")
+    assert players_of(model="data/model")[0] == ModelSpec()
     with pytest.raises(UserError, match="not both"):
         players_of("a", "b")

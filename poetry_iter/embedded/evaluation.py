@@ -9,25 +9,24 @@ __all__ = ['describing', 'sketches_by_rule', 'written_from', 'examine']
 import numpy as np
 
 from ..core import seed_of
-from ..descriptions import describe
-from ..engines.transformers import Model, Sampling, generate
+from ..descriptions import describe, write_from
+from ..engine import Engine, Sampling
 from ..poems import Poem
 from ..scoring import bootstrap, score
 from .language import grounded, parse_sketch, runs_of, sketch, stanzas, well_formed, sketch_words
 
 # %% ../../nbs/lib/embedded/04_evaluation.ipynb #625d8fcd
 def describing(
-    model: Model,
-    renderer,
+    lm: Engine,
     poems: list[Poem],
     sampling: Sampling,
     seed: int = 0,
     n: int = 1,  # candidates a poem
 ) -> list[dict]:  # the rows of `describe`, with faults and strict (lists), grounded (share), lines_right (bool) and quotes (runs of three words)
     "Describe poems and read the descriptions."
-    rows, by_id = describe(model, renderer, poems, n, sampling, seed_of(seed, "examine")), {p.id: p for p in poems}
+    rows, by_id = describe(lm, poems, n, sampling, seed_of(seed, "examine")), {p.id: p for p in poems}
     for r in rows:
-        poem, said = by_id[r["poem"]], parse_sketch(r["description"])[0]
+        poem, said = by_id[r["poem_id"]], parse_sketch(r["description"])[0]
         faults = well_formed(r["description"]) if r["ended"] == "complete" else [r["ended"]]
         r |= {"faults": faults, "strict": faults or well_formed(r["description"], strict=True), "grounded": grounded(r["description"], poem.content), "lines_right": said.lines == len(poem.lines),
               "quotes": len(runs_of(r["description"], poem.content))}
@@ -39,40 +38,35 @@ def sketches_by_rule(
     idf: dict | None = None,  # from `idf_table`
 ) -> list[dict]:  # rows as of `describe`
     "Sketches made by rule, as candidates."
-    return [{"poem": p.id, "candidate": 0, "description": sketch(p.content, seed_of(seed, p.id), idf), "ended": "complete"} for p in poems]
+    return [{"poem_id": p.id, "candidate": 0, "description": sketch(p.content, seed_of(seed, p.id), idf), "ended": "complete"} for p in poems]
 
 # %% ../../nbs/lib/embedded/04_evaluation.ipynb #871530ab
 def written_from(
-    model: Model,
-    renderer,
+    lm: Engine,
     rows: list[dict],  # with descriptions
     sampling: Sampling,
     seed: int = 0,
 ) -> list[dict]:  # description, title, content, ended, kept (share of the words asked for), lines_off (lines too many or too few)
     "Write a poem from each description."
-    said = generate(model, [renderer.context(r["description"]) for r in rows], renderer.end, 1, sampling, [seed_of(seed, "write", r["poem"]) for r in rows])
     out = []
-    for r, (completion,) in zip(rows, said):
-        parsed, asked = renderer.parse_poem(completion), parse_sketch(r["description"])[0]
-        value = parsed.value or {"title": "", "content": completion.text}
-        there, wanted = set(sketch_words(value["content"])), set(sketch_words(" ".join(w for move in asked.moves for w in move)))
-        out.append({"poem": r["poem"], "description": r["description"], **value, "ended": parsed.ended, "kept": len(wanted & there) / max(1, len(wanted)),
-                    "lines_off": abs(sum(map(len, stanzas(value["content"]))) - asked.lines)})
+    for w in write_from(lm, rows, sampling, seed):
+        asked = parse_sketch(w["description"])[0]
+        there, wanted = set(sketch_words(w["content"])), set(sketch_words(" ".join(w for move in asked.moves for w in move)))
+        out.append({**w, "kept": len(wanted & there) / max(1, len(wanted)), "lines_off": abs(sum(map(len, stanzas(w["content"]))) - asked.lines)})
     return out
 
 # %% ../../nbs/lib/embedded/04_evaluation.ipynb #ca4d7a85
 def examine(
-    model: Model,
-    renderer,
+    lm: Engine,
     poems: list[Poem],  # unseen
     sampling: Sampling,
     seed: int = 0,
     idf: dict | None = None,  # from `idf_table`
 ) -> tuple[list[dict], list[dict], dict]:  # descriptions with their scores, poems written, figures
     "Describe, score and write; raises nothing and counts everything."
-    own = score(model, renderer, poems, describing(model, renderer, poems, sampling, seed), seed)
-    rule = score(model, renderer, poems, sketches_by_rule(poems, seed, idf), seed)
-    written = written_from(model, renderer, own, sampling, seed)
+    own = score(lm, poems, describing(lm, poems, sampling, seed), seed)
+    rule = score(lm, poems, sketches_by_rule(poems, seed, idf), seed)
+    written = written_from(lm, own, sampling, seed)
     share = lambda values: round(float(np.mean(list(values))), 4)
     figures = {"poems": len(poems), "well_formed": share(not r["faults"] for r in own),
                "well_formed_strict": share(not r["strict"] for r in own), "stops": share(r["ended"] != "cut" for r in own),

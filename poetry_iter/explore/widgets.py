@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from IPython.display import HTML
-from ..quality.variety import write
+from ..descriptions import write_from
 from ..core import UserError, root
 from ..display import text_card, ledger_cards, load_round, run_poems, side_by_side
-from ..engines.transformers import Sampling, load_model
+from ..engine import Engine, ModelSpec, Sampling, open_engine
 from ..poems import Poem
 from ..runs import Run, list_runs
-from ..training import checkpoint_before
+from ..training import checkpoint_before, model_before
 
 # %% ../../nbs/lib/explore/01_widgets.ipynb #d3042f4e
 def pages(
@@ -27,7 +27,7 @@ def pages(
     "The pages of a run, in the order in which they were made."
     found = {}
     for n in sorted(int(p.parent.name[6:]) for p in run.path.glob("round_*/ledger.jsonl")):
-        for row in load_round(run, n): found.setdefault((n, row["poem"]), []).append({**row, "round": n})
+        for row in load_round(run, n): found.setdefault((n, row["poem_id"]), []).append({**row, "round": n})
     return [rows for rows in found.values() if not only or only in {r["verdict"] for r in rows}]
 
 def show_page(
@@ -43,20 +43,17 @@ def show_page(
 
 # %% ../../nbs/lib/explore/01_widgets.ipynb #4ef829d5
 @lru_cache(maxsize=1)
-def _load(base: str, adapter: str | None, renderer: str, engine: str = "transformers", load_in_4bit: bool = False):
-    model = load_model(root() / base if (root() / base).is_dir() else base, adapter, renderer, engine, load_in_4bit=load_in_4bit)
-    return model, model.renderer(renderer)
+def _open(spec: ModelSpec) -> Engine: return open_engine(spec)
 
 def poet(
     run: Run | None = None,  # default: the model that ships
-) -> tuple:  # its model, its renderer, and what it is called
-    "The model after a run's last round, with the renderer that it was trained with."
-    if run is None: return *_load("data/model", None, "chat"), "the embedded model"
+) -> tuple[Engine, str]:  # its model, and what it is called
+    "The model after a run's last round."
+    if run is None: return _open(ModelSpec()), "the embedded model"
     if not (settings := run.config.get("parameters")): raise UserError(f"run {run.name}: it has no config.json, so its model is not known")
     last = checkpoint_before(run, 10**9)
-    how = [settings.get(name, default) for name, default in (("engine", "transformers"), ("load_in_4bit", False))]
-    model = _load(settings["model"], str(last["adapter"]) if last else None, settings["renderer"], *how)
-    return *model, f"{run.name}, {'round ' + str(last['round']) if last else 'no round trained yet'}"
+    base = ModelSpec(name=settings["model"], renderer=settings["renderer"], engine=settings.get("engine", "transformers"), load_in_4bit=settings.get("load_in_4bit", False))
+    return _open(model_before(run, 10**9, base)), f"{run.name}, {'round ' + str(last['round']) if last else 'no round trained yet'}"
 
 def poems_from(
     description: str,
@@ -68,9 +65,9 @@ def poems_from(
 ) -> HTML:
     "Poems written from a description; raises `UserError` when there is none."
     if not description.strip(): raise UserError("type a description first: what the poem is about, its images, mood and form")
-    model, renderer, name = poet(run)
-    wanted = [{"poem": str(i), "description": description} for i in range(n)]
-    rows = write(model, renderer, wanted, Sampling(temperature, max_new_tokens=max_new_tokens), seed)
+    lm, name = poet(run)
+    wanted = [{"poem_id": str(i), "description": description} for i in range(n)]
+    rows = write_from(lm, wanted, Sampling(temperature, max_new_tokens=max_new_tokens), seed)
     cards = [text_card(r["title"] or "(no title)", r["content"], f"{name} · {r['tokens']} tokens · ended: {r['ended']}", "#7a5cc4") for r in rows]
     return side_by_side(cards)
 

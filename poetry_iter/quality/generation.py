@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['CRAFT', 'SHARES', 'JUDGE_VERSION', 'confusion', 'read_brief', 'form_asked', 'brief_kept', 'Known', 'measure',
-           'summary', 'compare_sets', 'judge_request', 'judge_pairs', 'quality_picture', 'quality_page', 'write_rows']
+           'summary', 'compare_sets', 'judge_request', 'judge_pairs', 'quality_picture', 'quality_page']
 
 # %% ../../nbs/lib/quality/03_generation.ipynb #18b440d0
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from ..verse import forms
 from .cliches import cliches, concrete_share, topics_of
 from .variety import variety
-from ..core import UserError, seed_of
+from ..core import UserError
 from ..display import text_card, side_by_side, write_report
 from ..poems import Poem, words
 from ..scoring import bootstrap
@@ -262,16 +261,3 @@ def quality_page(
     if near: sections.append(("Nearest to a training poem", "The text, then what it is nearest to.", side_by_side([c for r in near for c in (text_card("written", r["text"], f"run of {r['run']:.0f} words · quatrain {r['quatrain']:.2f}"), text_card(r["nearest"], r["nearest_text"]))])))
     if judged: sections.insert(1, ("Judged in pairs", f"The last set is preferred in {judged['wins']['mean']:.0%} of {judged['wins']['n']} pairs [{judged['wins']['lo']:.0%}, {judged['wins']['hi']:.0%}]; the judge agrees with itself in {judged['agreement']:.0%}; {judged['unjudged']} pairs without a verdict."))
     return write_report(path, title, sections)
-
-# %% ../../nbs/lib/quality/03_generation.ipynb #767bbacd
-def write_rows(
-    teacher: Teacher,  # make_teacher("local", model, adapter=…), or another
-    briefs: list[dict],  # brief, and request if there is one
-    ask: Callable,  # brief → messages: the prompt that the model was trained with
-    max_tokens: int = 400,
-    temperature: float = 0.8,
-    sample: int = 0,
-) -> list[dict]:  # brief, request, text, ended
-    "What a model writes from each brief, as rows to measure."
-    requests = [Request(f"{i}", ask(b["brief"]), "poem", max_tokens=max_tokens, temperature=temperature, sample=seed_of(sample, i)) for i, b in enumerate(briefs)]
-    return [{"brief": b["brief"], "request": b.get("request", ""), "text": a.text.strip(), "ended": a.ended} for b, a in zip(briefs, teacher.ask(requests))]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..engine import Engine, ModelSpec
 from ..core import UserError, digest, dumps, read_jsonl, root, write_jsonl
 from .ledger import Ledger, Store, now
 from .providers import Claude, Local, OpenAI, Shipped, judge_error, pause, shipped_rows
@@ -382,7 +383,7 @@ PROVIDERS = ["anthropic", "openai", "local", "shipped"]
 
 def make_teacher(
     provider: str = "shipped",  # anthropic, openai (any compatible endpoint), local or shipped
-    model=None,  # the vendor's name; for local a folder, a name on the hub or a loaded `Model`
+    model: str | ModelSpec | Engine | None = None,  # the vendor's name; for local a `ModelSpec`, the name of a model, or an open one
     cap_dollars: float = 0.0,  # never passed
     cache_dir: str | Path | None = "outputs/teacher",
     account: str = "default",  # whose money the cap counts: a run's name
@@ -392,9 +393,6 @@ def make_teacher(
     tries: int = 5,
     poll_seconds: float = 30.0,
     batch_size: int = 2000,
-    adapter: str | Path | None = None,  # local
-    renderer: str = "chat",  # local
-    engine: str = "transformers",  # local
     prices: dict | None = None,  # {model: {"input": …, "output": …}}, dollars per million tokens, over the dated table
     options: dict | None = None,  # more parameters of the vendor's call
     thinking_tokens: int = 2048,  # anthropic: room for thoughts
@@ -406,7 +404,7 @@ def make_teacher(
     if provider in ("openai", "local") and model is None: raise UserError(f"provider {provider}: name a model")
     if provider == "anthropic": p = Claude(model or "claude-opus-5-5", base_url, prices, options, thinking_tokens)
     elif provider == "openai": p = OpenAI(model, base_url, prices, options)
-    elif provider == "local": p = Local(model, adapter, renderer, engine, options)
+    elif provider == "local": p = Local(ModelSpec(name=model) if isinstance(model, str) else model, options)
     else: p = Shipped(annotated)
     return Teacher(p, cap_dollars, cache_dir, account, batch, concurrency, tries, poll_seconds, batch_size, progress)
 

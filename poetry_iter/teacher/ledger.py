@@ -6,14 +6,13 @@
 __all__ = ['Ledger', 'now', 'Store']
 
 # %% ../../nbs/lib/teacher/02_ledger.ipynb #89ed2f5a
-import json
 import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 
-from ..core import UserError, append_jsonl, read_json, read_text, write_json
+from ..core import UserError, append_jsonl, read_json, read_jsonl, write_json
 
 # %% ../../nbs/lib/teacher/02_ledger.ipynb #61bb2b42
 class Ledger:
@@ -78,9 +77,8 @@ def now() -> str:
 
 def _whole_rows(path: Path) -> list[dict]:
     "The rows of a file that only grows; what a kill left of the last one does not count."
-    if not path.exists(): return []
-    try: return [json.loads(line) for line in read_text(path).split("\n")[:-1] if line]
-    except json.JSONDecodeError as e: raise UserError(f"{path}: a line is no JSON: {e.doc[:60]!r}; this file says what was paid: mend the line") from e
+    try: return read_jsonl(path, grows=True)
+    except UserError as e: raise UserError(f"{e}; this file says what was paid: mend the line") from e
 
 # %% ../../nbs/lib/teacher/02_ledger.ipynb #1f52e6f8
 class Store:

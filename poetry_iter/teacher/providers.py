@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from ..core import UserError, digest, iter_jsonl, root, seed_of
+from ..engine import Engine, ModelSpec, Sampling, identity_of, open_engine
 from ..poems import words
 from .requests import Price, Reply, Request, price_of
 
@@ -232,37 +233,24 @@ class Local:
 
     def __init__(
         self,
-        model,  # a folder, a name on the hub, or a loaded `Model`
-        adapter: str | Path | None = None,
-        renderer: str = "chat",
-        engine: str = "transformers",
+        model: ModelSpec | Engine,  # or one that is open
         options: dict | None = None,  # top_p and top_k
     ):
-        self._model, self.adapter, self.renderer_name, self.engine, self.options = model, adapter, renderer, engine, options or {}
-        name = getattr(model, "name", model)
-        self.model = f"{Path(name).name}+{Path(adapter).name}" if adapter else Path(str(name)).name
-        self.price, self._marks = Price(0, 0), None
+        self.spec = spec = model if isinstance(model, ModelSpec) else model.spec
+        self._open, self.options, self.price = None if model is spec else model, options or {}, Price(0, 0)
+        self.model = f"{Path(spec.name).name}+{Path(spec.adapter).name}" if spec.adapter else Path(spec.name).name
 
     @property
     def identity(self):
-        "What the weights are: the base's hash and the adapter's."
-        from poetry_iter.engines.transformers import model_hash
-
-        if self._marks is None:
-            loaded = hasattr(self._model, "tokenizer")
-            base = model_hash(self._model.name if loaded else self._model)
-            weights = digest((Path(self.adapter) / "adapter_model.safetensors").read_bytes()) if self.adapter else _adapter_mark(self._model) if loaded else ""
-            self._marks = f"local {base} {weights} {self.renderer_name}"
-        return self._marks
+        "What the weights are: the base's hash, the adapter's, and the renderer."
+        return f"local {self._open.identity if self._open else identity_of(self.spec)}"
 
     @property
-    def loaded(self):
-        "The model, loaded at the first call."
-        if not hasattr(self._model, "tokenizer"):
-            from poetry_iter.engines.transformers import load_model
-
-            self._model = load_model(self._model, self.adapter, self.renderer_name if self.adapter else None, self.engine)
-        return self._model
+    def lm(self) -> Engine:
+        "The model, opened at the first call; raises `UserError` for a renderer that knows no conversation."
+        if self._open is None: self._open = open_engine(self.spec)
+        if not hasattr(self._open.renderer, "chat"): raise UserError(f"provider local: the renderer {self.spec.renderer!r} knows no conversation; choose chat or thinking")
+        return self._open
 
     def body(self, request: Request) -> dict:
         "What determines the answer."
@@ -271,26 +259,17 @@ class Local:
 
     def answers(self, bodies: list[dict], seeds: list[str]) -> Iterator[Reply]:
         "A reply to each, several prompts at a time."
-        from poetry_iter.engines.transformers import Sampling, generate
-
-        model, renderer = self.loaded, self.loaded.renderer(self.renderer_name)
-        if not hasattr(renderer, "chat"): raise UserError(f"provider local: the renderer {self.renderer_name!r} knows no conversation; choose chat or thinking")
-        prompts = [renderer.chat(b["messages"]) for b in bodies]
+        lm = self.lm
+        prompts = [lm.renderer.chat(b["messages"]) for b in bodies]
         out, groups = [None] * len(bodies), {}
         for i, (prompt, b) in enumerate(zip(prompts, bodies)):
-            if len(prompt) >= model.context_length: out[i] = Reply(ended="failed", reason=f"the prompt has {len(prompt)} tokens, the model holds {model.context_length}")
+            if len(prompt) >= lm.context_length: out[i] = Reply(ended="failed", reason=f"the prompt has {len(prompt)} tokens, the model holds {lm.context_length}")
             else: groups.setdefault(Sampling(b["temperature"], b["top_p"], b["top_k"], b["max_tokens"]), []).append(i)
         for sampling, group in groups.items():
-            for i, [said] in zip(group, generate(model, [prompts[i] for i in group], renderer.end, 1, sampling, [seed_of(seeds[i]) for i in group])):
+            for i, [said] in zip(group, lm.sample([prompts[i] for i in group], lm.renderer.end, 1, sampling, [seed_of(seeds[i]) for i in group])):
                 ended, why = ("complete", "") if said.ended == "stop" else ("cut", "no room left")
                 out[i] = Reply(said.text.rpartition("</think>")[2].strip(), ended, {"input": len(prompts[i]), "output": len(said.tokens)}, why, self.model)
         yield from out
-
-def _adapter_mark(model) -> str:
-    "A mark of the adapter that is in a loaded model; empty where there is none."
-    if not hasattr(model.model, "peft_config"): return ""
-    weights = [p.detach().float().cpu().numpy().tobytes() for n, p in sorted(model.model.named_parameters()) if "lora_" in n]
-    return digest(b"".join(weights))
 
 # %% ../../nbs/lib/teacher/03_providers.ipynb #4f4a708e
 SHIPPED = {  # task: file, what a row is found by, the answer's key

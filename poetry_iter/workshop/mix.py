@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from .tasks import POEM, TASKS, measured, read_poem
 from ..core import UserError, digest, seed_of
-from ..poems import families
+from ..poems import components, families
 
 # %% ../../nbs/lib/workshop/05_mix.ipynb #38195aa9
 def training_rows(
@@ -40,20 +40,14 @@ def sides(
     "Which side each poem stands on."
     texts = {i: t for r in rows for i, t in zip(r["poems"], r["texts"])}
     group = dict(zip(texts, families([read_poem(t) for t in texts.values()]))) | {i: i for r in rows for i in r["poems"] if i not in texts}
-    parent = {g: g for g in group.values()}
-
-    def find(g):
-        while parent[g] != g: g = parent[g]
-        return g
-
-    for r in rows:
-        first, *others = [find(group[i]) for i in r["poems"]]
-        for g in others: parent[find(g)] = find(first)
+    number = {g: n for n, g in enumerate(dict.fromkeys(group.values()))}
+    links = [(number[group[i]], number[group[r["poems"][0]]]) for r in rows for i in r["poems"][1:]]
+    together = dict(zip(number, components(len(number), links).tolist()))  # poems that a row holds together stand together
     kind, members = {}, defaultdict(list)
     for r in rows:
-        g = find(group[r["poems"][0]])
+        g = together[group[r["poems"][0]]]
         kind[g] = max(kind.get(g, 0), 0 if not r["texts"] else 3 if r["bad"] else 2 if r["task"] in ("brief", "poem") else 1)  # question, good, brief, bad
-    for i, g in group.items(): members[find(g)].append(i)
+    for i, g in group.items(): members[together[g]].append(i)
     known = known or {}
     settled = {g: known[i] for g, ids in members.items() for i in ids if i in known}
     out = {i: s for g, s in settled.items() for i in members[g]}
