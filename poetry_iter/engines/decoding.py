@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['largest', 'choose', 'Cohort', 'decode']
 
-# %% ../../nbs/lib/engines/03_decoding.ipynb #6eafd592
+# %% ../../nbs/lib/engines/03_decoding.ipynb #b926214a
 from collections.abc import Callable
 from os.path import commonprefix
 
 import torch
 
+from ..engine import Sampling
 from .forward import Forward, read
 
-# %% ../../nbs/lib/engines/03_decoding.ipynb #39bbda12
+# %% ../../nbs/lib/engines/03_decoding.ipynb #44232283
 def largest(
     x: torch.Tensor,  # (rows, columns)
     k: int,
@@ -28,17 +29,15 @@ def largest(
     values, at = x.gather(1, columns).topk(k)
     return values, columns.gather(1, at)
 
-# %% ../../nbs/lib/engines/03_decoding.ipynb #fb49a8cc
+# %% ../../nbs/lib/engines/03_decoding.ipynb #204a9264
 def choose(
+    sampling: Sampling,
     logits: torch.Tensor,  # (rows, vocabulary), float32
     u: torch.Tensor,  # (rows,) uniform in [0, 1)
-    temperature: float = 0.9,  # 0: greedy
-    top_p: float = 0.95,  # share of probability that is sampled from
-    top_k: int = 40,  # tokens that are sampled from, before top_p; 0: all
 ) -> torch.Tensor:  # (rows,) token ids
-    "The next tokens: top-k first, then top-p (Holtzman et al. 2020)."
-    if temperature == 0: return logits.argmax(-1)
-    logits, size = logits / temperature, logits.shape[-1]
+    "The next tokens, by inversion of the cumulative distribution."
+    if sampling.temperature == 0: return logits.argmax(-1)
+    logits, size, top_k, top_p = logits / sampling.temperature, logits.shape[-1], sampling.top_k, sampling.top_p
     k = min(top_k or 256, size)
     while True:
         top, ids = largest(logits, k)
@@ -51,7 +50,7 @@ def choose(
     total = c[:, -1:] if top_k or top_p < 1 else 1
     return ids.gather(-1, (c <= u[:, None] * total).sum(-1, keepdim=True).clamp(max=k - 1))[:, 0]
 
-# %% ../../nbs/lib/engines/03_decoding.ipynb #462d56c6
+# %% ../../nbs/lib/engines/03_decoding.ipynb #ee5a8dd8
 class Cohort:
     "Rows that began together: their prompts' keys and values once, their own written in place."
 
@@ -89,7 +88,7 @@ class Cohort:
             group.append(p[before:])
             if i + 1 == len(prompts) or sum(map(len, group)) + len(prompts[i + 1]) - before > pack:
                 ends = torch.tensor([len(g) for g in group]).cumsum(0) - 1
-                last.append(read(self.forward, group, keep, past)[ends.to(self.prompt_k.device)])
+                last.append(read(self.forward, group, keep, past, ends.to(self.prompt_k.device)))
                 group, start = [], i + 1
         return torch.cat(last)
 
@@ -158,7 +157,7 @@ def _mean(scores, values):
     weights = scores.softmax(-1)
     return torch.bmm(weights, values), scores.amax(-1, True) - weights.amax(-1, True).log()
 
-# %% ../../nbs/lib/engines/03_decoding.ipynb #5a844c1e
+# %% ../../nbs/lib/engines/03_decoding.ipynb #563eb94c
 @torch.inference_mode()
 def decode(
     forward: Forward,
@@ -175,7 +174,7 @@ def decode(
     "Sample n continuations of each prompt; each depends on its prompt and its luck alone."
     device, live, out = forward.like.device, [], [[] for _ in range(len(prompts) * n)]
     luck, past = luck.to(device), _begin(forward, prompts)
-    waiting = _groups(prompts, n, rows)
+    waiting = _groups(prompts, n, room, budget, rows)
     while waiting or live:
         while waiting and _fits(waiting[-1], live, prompts, n, room, budget, rows):
             group = waiting.pop()
@@ -198,14 +197,20 @@ def _begin(forward, prompts, least=16):
     if shared >= least: read(forward, [prompts[0][:shared]], lambda at, i, k, v: past.append((k, v)))
     return past
 
-def _groups(prompts, n, rows):
+def _needs(group, prompts, n, room) -> int:
+    "Tokens that the caches of a cohort hold."
+    return len(group) * (max(len(prompts[i]) for i in group) + n * max(room[i] for i in group))
+
+def _groups(prompts, n, room, budget, rows):
     "Prompts that come in together, of like length; the shortest last, where they are taken from."
-    order, size = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), max(1, rows // 4 // n)
-    return [order[i : i + size] for i in range(0, len(order), size)][::-1]
+    groups = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        if groups and (len(groups[-1]) + 1) * n <= rows // 4 and _needs([*groups[-1], i], prompts, n, room) <= budget: groups[-1].append(i)
+        else: groups.append([i])
+    return groups[::-1]
 
 def _fits(group, live, prompts, n, room, budget, rows):
-    needs = len(group) * max(len(prompts[i]) for i in group) + len(group) * n * max(room[i] for i in group)
-    return not live or (sum(map(len, live)) + len(group) * n <= rows and sum(c.held for c in live) + needs <= budget)
+    return not live or (sum(map(len, live)) + len(group) * n <= rows and sum(c.held for c in live) + _needs(group, prompts, n, room) <= budget)
 
 def _step(forward, live):
     "One step of all cohorts: hidden states of their newest tokens."
