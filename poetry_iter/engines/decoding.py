@@ -7,7 +7,7 @@ __all__ = ['largest', 'choose', 'Cohort', 'decode']
 
 # %% ../../nbs/lib/engines/03_decoding.ipynb #b926214a
 from collections.abc import Callable
-from os.path import commonprefix
+from itertools import takewhile
 
 import torch
 
@@ -192,7 +192,8 @@ def decode(
 
 def _begin(forward, prompts, least=16):
     "Keys and values of the tokens that all prompts begin with; none where they are few."
-    shared = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+    first, last = min(prompts, default=[]), max(prompts, default=[])  # what these two begin with, all begin with
+    shared = min(sum(1 for _ in takewhile(lambda x: x[0] == x[1], zip(first, last))), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
     past = []
     if shared >= least: read(forward, [prompts[0][:shared]], lambda at, i, k, v: past.append((k, v)))
     return past

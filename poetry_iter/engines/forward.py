@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COPIES', 'PACK', 'LOGITS', 'KNOWN', 'Forward', 'read', 'read_losses', 'forward_of']
 
-# %% ../../nbs/lib/engines/02_forward.ipynb #002f3121
+# %% ../../nbs/lib/engines/02_forward.ipynb #acc12a68
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/lib/engines/02_forward.ipynb #cd9a6836
+# %% ../../nbs/lib/engines/02_forward.ipynb #03b5326f
 COPIES = 2**30  # bytes of layers up to which their matrices are copied
 
 def _base(module) -> torch.nn.Module: return module.get_base_layer() if hasattr(module, "get_base_layer") else module
@@ -37,7 +37,7 @@ def _linear(
     bias = torch.cat(biases) if biases[0] is not None else None
     return lambda x: F.linear(x, weight, bias)
 
-# %% ../../nbs/lib/engines/02_forward.ipynb #38d5ebe4
+# %% ../../nbs/lib/engines/02_forward.ipynb #546ff9b1
 class Forward:
     "A Llama-type model as a function of tokens, positions and a way to attend."
 
@@ -104,7 +104,7 @@ def _linears(layer):
     a, m = layer.self_attn, layer.mlp
     return a.q_proj, a.k_proj, a.v_proj, a.o_proj, m.gate_proj, m.up_proj, m.down_proj
 
-# %% ../../nbs/lib/engines/02_forward.ipynb #eecd60f0
+# %% ../../nbs/lib/engines/02_forward.ipynb #269b1c14
 def read(
     forward: Forward,
     sequences: Sequence[Sequence[int]],  # token ids
@@ -133,8 +133,8 @@ def _causal(q, k, v):
     mask = None if q.shape[1] == k.shape[1] else torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - q.shape[1])
     return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, enable_gqa=len(q) != len(k))[0]
 
-# %% ../../nbs/lib/engines/02_forward.ipynb #ba9a559b
-PACK = 384  # tokens that fill a core of a CPU
+# %% ../../nbs/lib/engines/02_forward.ipynb #9706f34d
+PACK = 1024  # tokens that fill a core of a CPU
 LOGITS = 2**24  # logits at a time on a CPU, whatever the vocabulary is
 
 @torch.inference_mode()
@@ -167,7 +167,7 @@ def _packs(lengths, budget, most):
         held += n
     if group: yield group
 
-# %% ../../nbs/lib/engines/02_forward.ipynb #d55ac9d4
+# %% ../../nbs/lib/engines/02_forward.ipynb #51892a4c
 KNOWN = {"llama", "mistral", "qwen2", "qwen3"}  # model types of transformers
 _checked = weakref.WeakKeyDictionary()  # model → {its adapters: whether its logits were met}
 

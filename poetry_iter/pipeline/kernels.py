@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LATE', 'kernel_env', 'imports_of', 'serve', 'die_with_parent', 'Preloaded', 'Forked', 'preloaded']
 
-# %% ../../nbs/lib/pipeline/07_kernels.ipynb #e6892fe1
+# %% ../../nbs/lib/pipeline/07_kernels.ipynb #f73caeaf
 import ast
 import importlib
 import json
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..core import workplace
 
-# %% ../../nbs/lib/pipeline/07_kernels.ipynb #3b35c74b
+# %% ../../nbs/lib/pipeline/07_kernels.ipynb #4d471f27
 def kernel_env(
     threads: int,  # for linear algebra
 ) -> dict[str, str]:
@@ -30,7 +30,7 @@ def kernel_env(
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
             "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
-# %% ../../nbs/lib/pipeline/07_kernels.ipynb #8290b53e
+# %% ../../nbs/lib/pipeline/07_kernels.ipynb #e75514f1
 LATE = {"poetry_iter.engine": ["torch", "transformers.models.qwen3.modeling_qwen3", "transformers.models.qwen2.tokenization_qwen2", "peft", "poetry_iter.engines.transformers"],
         "poetry_iter.training": ["datasets", "trl.trainer.sft_trainer"]}
 
@@ -49,7 +49,7 @@ def imports_of(
                 for name in names: found |= dict.fromkeys([name, *LATE.get(name, [])])
     return sorted(found, key=lambda m: m != "torch")
 
-# %% ../../nbs/lib/pipeline/07_kernels.ipynb #e97a578b
+# %% ../../nbs/lib/pipeline/07_kernels.ipynb #5ed0eaf2
 def serve(
     fd: int,  # of the socket
     modules: list[str],
@@ -106,7 +106,7 @@ def _become_kernel(channel, lines, arguments, env, cwd):
 
     kernelapp.launch_new_instance()
 
-# %% ../../nbs/lib/pipeline/07_kernels.ipynb #23d4958c
+# %% ../../nbs/lib/pipeline/07_kernels.ipynb #55575b35
 class Preloaded:
     "The process that has imported everything, and the kernels that it forks."
 
