@@ -1069,6 +1069,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                                                                   'poetry_iter/teacher/ledger.py'),
                                             'poetry_iter.teacher.ledger.Store.__init__': ( 'lib/teacher/ledger.html#store.__init__',
                                                                                            'poetry_iter/teacher/ledger.py'),
+                                            'poetry_iter.teacher.ledger.Store._file': ( 'lib/teacher/ledger.html#store._file',
+                                                                                        'poetry_iter/teacher/ledger.py'),
                                             'poetry_iter.teacher.ledger.Store.alone': ( 'lib/teacher/ledger.html#store.alone',
                                                                                         'poetry_iter/teacher/ledger.py'),
                                             'poetry_iter.teacher.ledger.Store.batch_path': ( 'lib/teacher/ledger.html#store.batch_path',
