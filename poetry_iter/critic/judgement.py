@@ -6,7 +6,7 @@
 __all__ = ['SHIPPED', 'bent', 'Reason', 'Verdict', 'doubt_of', 'Judge', 'give_reasons', 'find_judge', 'open_judge', 'p_good',
            'choose_draft', 'judge_main']
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #8425cfcc
+# %% ../../nbs/lib/critic/06_judgement.ipynb #fc22dd76
 import json
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ from . import features
 from .features import FIGURES, MEANING, Reading, figures, places, rank_of, read_verse
 from ..poems import load_poems
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #758de8be
+# %% ../../nbs/lib/critic/06_judgement.ipynb #811810c4
 def bent(
     score: np.ndarray,
 ) -> np.ndarray:  # two columns
@@ -31,7 +31,7 @@ def bent(
 
 def _chance(logit): return float(1 / (1 + np.exp(-np.clip(logit, -30, 30))))
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #83f335ba
+# %% ../../nbs/lib/critic/06_judgement.ipynb #eb3f78c0
 @dataclass(frozen=True)
 class Reason:
     "One thing that speaks for or against a poem."
@@ -59,7 +59,7 @@ class Verdict:
         head = f"{f'unsure, leans {self.label}' if self.unsure else self.label}, P(good) {self.p_good:.2f}" + (f": {self.doubt}" if self.doubt else "")
         return "\n".join([head, *(f"  {r}" for r in self.reasons)])
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #4abc9bca
+# %% ../../nbs/lib/critic/06_judgement.ipynb #88c7bcf6
 def doubt_of(
     text: str,
     reading: Reading,
@@ -73,7 +73,7 @@ def doubt_of(
     if np.mean([w in features.FUNCTION for w in said]) < 0.2 or np.mean([rank_of(w) >= 10 for w in said]) > 0.4: return "it is not English, as far as its words tell"
     return ""
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #55ab0c64
+# %% ../../nbs/lib/critic/06_judgement.ipynb #235f6aa2
 class Judge:
     "A judge from its file."
 
@@ -125,7 +125,7 @@ class Judge:
         p, (low, high) = self.chance(score, not doubt), self.file["unsure"]
         return Verdict("good" if p >= 0.5 else "bad", round(p, 4), bool(doubt) or bool(low < p < high), doubt, give_reasons(reading, words, found, far) if reasons and reading.flat else [])
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #22e484f9
+# %% ../../nbs/lib/critic/06_judgement.ipynb #e012a9ad
 def give_reasons(
     reading: Reading,
     words: dict[str, float], found: dict[str, float], far: dict[str, float],  # of `Judge.parts`
@@ -148,7 +148,7 @@ def give_reasons(
 
 def _line_of(reading, word): return next(k for k, row in enumerate(reading.words, 1) if word in row)
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #9b7661f2
+# %% ../../nbs/lib/critic/06_judgement.ipynb #aa3893dc
 SHIPPED = features.DATA / "judge.npz"
 
 def find_judge() -> Path:
@@ -170,7 +170,7 @@ def open_judge(
     where = locate(path)
     return Judge(where / "judge.npz" if where.is_dir() else where)
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #03503c2a
+# %% ../../nbs/lib/critic/06_judgement.ipynb #9a266141
 def p_good(
     text: str,
 ) -> float | None:  # None where the judge does not know such texts
@@ -188,7 +188,7 @@ def choose_draft(
     best = max(range(len(drafts)), key=lambda k: -1 if scores[k] is None else scores[k])
     return best if scores[best] is not None and scores[best] >= (0.5 if scores[0] is None else scores[0]) + margin else 0
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #272bd071
+# %% ../../nbs/lib/critic/06_judgement.ipynb #71222bf6
 def judge_main(
     file: str,  # any file that `load_poems` reads
     reasons: bool = True,  # False: the label alone

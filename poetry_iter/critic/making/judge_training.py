@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'surname', 'detokenized', 'gather', 'word_list', 'counted', 'deal', 'match', 'weigh', 'Study', 'fisher',
-           'out_of_fold', 'author_auroc', 'calibrate', 'calibration_error', 'unsure_between', 'teach_time', 'total',
-           'part_table', 'average', 'pack', 'calibration_figures', 'make_judge', 'auroc']
+           'out_of_fold', 'author_auroc', 'calibrate', 'unsure_between', 'teach_time', 'total', 'part_table', 'average',
+           'pack', 'calibration_figures', 'make_judge']
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #14c8cc9e
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #33dfad29
 import gzip
 import json
 import re
@@ -22,8 +22,9 @@ import pandas as pd
 from ...core import append_jsonl, digest, dumps, read_jsonl, write_text
 from .. import features
 from ..judgement import Judge, bent
+from ..metrics import Judged, weighted_figures
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #51ad927d
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #49141f08
 def surname(author: str) -> str:
     "What an author is known by, across files."
     return (re.sub(r"\(.*?\)|,.*", "", author).strip().lower().split() or ["none"])[-1]
@@ -76,7 +77,7 @@ def word_list(
         if r["author"] not in without: count.update(features.read_words(detokenized(r["content"])))
     return [w for w, _ in count.most_common(most)]
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #d6fa239a
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #6dc22716
 def counted(
     poems: pd.DataFrame,
     path: str | Path,  # .jsonl that grows
@@ -94,7 +95,7 @@ def counted(
         append_jsonl(path, [known[key]])
     return [known[k]["words"] for k in keys], np.array([known[k]["figures"] for k in keys]), names
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #bb0af0ff
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #841dc227
 def deal(poems: pd.DataFrame) -> np.ndarray:  # the fold of each poem, -1 for one that is in no test
     "Folds by author: the bad ones one each, the good ones dealt."
     named = sorted(poems[poems.kind == "bad"].group.unique())
@@ -125,7 +126,7 @@ def match(
             of[poems.author[p]] += 1
     return bad, (rows := np.array(sorted(weight), int)), np.array([weight[r] for r in rows])
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #30aab1ca
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #c3c68545
 def weigh(
     poems: pd.DataFrame,
     rows: np.ndarray,
@@ -141,7 +142,7 @@ def weigh(
     for side in (good, ~good): w[side] *= 0.5 * len(rows) / w[side].sum()
     return w
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #90380c0f
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #8b800ebb
 PARTS = ("words", "words_low", "rhyme", "diction", "authors")
 
 class Study:
@@ -217,7 +218,7 @@ def _logistic(X, y, weight, C):
     m = LogisticRegression(C=C, max_iter=300, solver="liblinear").fit(X, y, sample_weight=weight)
     return m.coef_[0], float(m.intercept_[0])
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #eb1bde1f
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #41ce4f3d
 def fisher(
     Z: np.ndarray,  # scaled figures of all poems
     poems: pd.DataFrame,
@@ -236,7 +237,7 @@ def fisher(
     scatter = np.cov((Z[rows] - means[of]).T) + between
     return np.linalg.solve((1 - shrink) * scatter + shrink * np.diag(np.diag(scatter)) + 0.02 * np.eye(len(scatter)), middle[1] - middle[0])
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #b7901c38
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #c6635ae3
 def out_of_fold(
     study: Study,
     scores: list[np.ndarray],  # by fold: of every poem
@@ -271,7 +272,7 @@ def author_auroc(
     folds = [float(r.sum() / a.sum()) for f in sorted(t.fold.unique()) for r, a in [_pairs(t[t.fold == f])]]
     return {"auroc": float(right.sum() / all_.sum()), "lo": float(lo), "hi": float(hi), "folds": folds, "draws": np.array(drawn)}
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #6b4e9b5d
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #2af8e078
 def calibrate(
     t: pd.DataFrame,  # of `out_of_fold`
 ) -> np.ndarray:  # slope above, slope below, constant
@@ -280,12 +281,6 @@ def calibrate(
 
     m = LogisticRegression(C=100.0, max_iter=1000).fit(bent(t.score.to_numpy()), t.good, sample_weight=t.weight / t.weight.mean())
     return np.r_[np.maximum(m.coef_[0], 0), m.intercept_[0]]
-
-def calibration_error(p, y, weight=None, bins: int = 10) -> float:
-    "The expected calibration error with weights; bins of equal width."
-    p, y, weight = np.asarray(p), np.asarray(y), np.ones(len(p)) if weight is None else np.asarray(weight)
-    at = np.minimum((p * bins).astype(int), bins - 1)
-    return float(sum(abs(np.sum((weight * (p - y))[at == k])) for k in range(bins)) / weight.sum())
 
 def unsure_between(
     p, y, weight,
@@ -299,7 +294,7 @@ def unsure_between(
         if np.sum((weight * right)[out]) >= sure * weight[out].sum(): break
     return 0.5 - s, 0.5 + s
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #3c449f6d
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #adfd3ff3
 def teach_time(
     study: Study,
     modern: list[str],  # texts
@@ -324,7 +319,7 @@ def teach_time(
     called = out > limit
     return {"words": v.get_feature_names_out()[kept], "weight": w[kept], "bias": b, "limit": limit, "caught": float(called[y == 1].mean()), "bad_called": float(called[: len(old)][study.kind[old] == "bad"].mean())}
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #d7c34b4f
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #74ad3d0f
 def total(scores: list[dict], parts: tuple = PARTS) -> list[np.ndarray]:
     "The sum of some parts, by fold."
     return [sum(s[p] for p in parts) for s in scores]
@@ -373,9 +368,14 @@ def calibration_figures(
     rng, sample, floor = np.random.default_rng(seed), [], []
     for _ in range(300):
         i = rng.choice(len(p), drawn, p=w / w.sum())
-        sample.append(calibration_error(left[i], y[i]))
-        floor.append(calibration_error(left[i], rng.random(drawn) < left[i]))
-    return {"ece": calibration_error(p, y, w), "ece_left_out": calibration_error(left, y, w), "ece_drawn": float(np.mean(sample)), "ece_floor": float(np.mean(floor)), "brier": float(np.average((p - y) ** 2, weights=w)), "accuracy": float(np.average((p > 0.5) == y, weights=w))}
+        sample.append(_weighted(y[i], left[i])["calibration_error"])
+        floor.append(_weighted((rng.random(drawn) < left[i]).astype(int), left[i])["calibration_error"])
+    fitted = _weighted(y, p, w)
+    return {"ece": fitted["calibration_error"], "ece_left_out": _weighted(y, left, w)["calibration_error"], "ece_drawn": float(np.mean(sample)), "ece_floor": float(np.mean(floor)), "brier": fitted["brier"], "accuracy": fitted["accuracy"]}
+
+def _weighted(y, p, weight=None):
+    "The figures of judgement, with a weight for each item."
+    return {k: float(v[0]) for k, v in weighted_figures(Judged([int(v) for v in y], list(p)), None if weight is None else np.asarray(weight)[None]).items()}
 
 def make_judge(
     run: str | Path,  # folder: figures.jsonl (kept between calls), words.txt, judge.npz, judge_figures.json
@@ -416,10 +416,4 @@ def make_judge(
     gain = np.quantile(reached["draws"] - words_alone, [0.5, 0.025, 0.975])
     outside = np.abs(t.p - 0.5) > band[1] - 0.5
     return {"skipped": "", "table": part_table(study, scores), "over_words": gain.round(3).tolist(), "calibration": calibration_figures(t, curve), "unsure": {"low": band[0], "high": band[1], "share": float(np.average(~outside, weights=t.weight)), "accuracy_outside": float(np.average(((t.p > 0.5) == t.good)[outside], weights=t.weight[outside]))},
-            "modern": {"caught": time["caught"], "bad_called": time["bad_called"], "auroc": auroc(label, there)}, "test": t.assign(title=poems.title.to_numpy()[t.row]), "strongest": dict(sorted(zip(study.names, model["weight"].round(2).tolist()), key=lambda kv: -abs(kv[1]))[:12])}
-
-def auroc(y, score) -> float:
-    "The share of pairs in the right order; ties count half."
-    y, score = np.asarray(y), np.asarray(score)
-    a, b = score[y == 1][:, None], score[y == 0][None]
-    return float(((a > b) + 0.5 * (a == b)).mean())
+            "modern": {"caught": time["caught"], "bad_called": time["bad_called"], "auroc": _weighted(label, [judge.chance(x) for x in there])["auroc"]}, "test": t.assign(title=poems.title.to_numpy()[t.row]), "strongest": dict(sorted(zip(study.names, model["weight"].round(2).tolist()), key=lambda kv: -abs(kv[1]))[:12])}
