@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPE', 'BASELINES', 'shape_counts', 'predict_baseline', 'out_of_fold_baseline', 'baseline_table']
 
-# %% ../../nbs/lib/critic/07_baselines.ipynb #d4a16872
+# %% ../../nbs/lib/critic/07_baselines.ipynb #990803d0
 import re
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ from ..core import UserError
 from . import features
 from .metrics import Judged, measure as measure_judge
 
-# %% ../../nbs/lib/critic/07_baselines.ipynb #a3eb9887
+# %% ../../nbs/lib/critic/07_baselines.ipynb #b133211f
 SHAPE = ("lines", "words", "stanzas", "characters a line", "their deviation", "capitals", "letters a word", *",.;:—?\"'")
 
 def shape_counts(text: str) -> list[float]:  # as `SHAPE` names them
@@ -23,7 +23,7 @@ def shape_counts(text: str) -> list[float]:  # as `SHAPE` names them
     lines, words = [x for x in text.split("\n") if x.strip()] or [""], re.findall(r"[\w']+", text) or [""]
     return [len(lines), len(words), text.strip().count("\n\n") + 1, np.mean([len(x) for x in lines]), np.std([len(x) for x in lines]), sum(c.isupper() for c in text) / max(1, len(text)), np.mean([len(w) for w in words]), *(text.count(c) / len(words) for c in SHAPE[7:])]
 
-# %% ../../nbs/lib/critic/07_baselines.ipynb #153a7b15
+# %% ../../nbs/lib/critic/07_baselines.ipynb #d6991173
 def _tfidf():
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -54,7 +54,7 @@ def predict_baseline(
     read, model = BASELINES[name]
     return model().fit(read(texts), labels).predict_proba(read(others))[:, 1].tolist()
 
-# %% ../../nbs/lib/critic/07_baselines.ipynb #c4f34978
+# %% ../../nbs/lib/critic/07_baselines.ipynb #f1434504
 def out_of_fold_baseline(
     name: str,
     texts: Sequence[str], labels: Sequence[int],

@@ -7,7 +7,7 @@ __all__ = ['FIGURES', 'DATA', 'FUNCTION', 'WORDS', 'ENDINGS', 'DO', 'LATE', 'END
            'level_text', 'level_words', 'read_words', 'Rhymed', 'Reading', 'read_verse', 'use_words', 'rank_of',
            'rhyme_figures', 'diction_figures', 'figures', 'places']
 
-# %% ../../nbs/lib/critic/05_features.ipynb #b9eccb04
+# %% ../../nbs/lib/critic/05_features.ipynb #4a906b50
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from ..core import read_text
 from ..quality.cliches import concrete_lines, kind_of
 from ..verse import rhyme
 
-# %% ../../nbs/lib/critic/05_features.ipynb #de0ec0a4
+# %% ../../nbs/lib/critic/05_features.ipynb #8971ad4a
 _WHOLE = {"tho": "though", "altho": "although", "thro": "through", "o'er": "over", "e'er": "ever", "ne'er": "never", "e'en": "even", "'tis": "it is", "'twas": "it was", "'twere": "it were", "'twill": "it will", "'mid": "amid", "'mong": "among",
           "'gainst": "against", "'neath": "beneath", "'till": "till", "'til": "till", "i'll": "i will", "i'm": "i am", "i've": "i have", "can't": "can not", "don't": "do not", "won't": "will not", "cannot": "can not", "th'": "the", "to-day": "today",
           "to-night": "tonight", "to-morrow": "tomorrow", "grey": "gray", "oh": "o", "heav'n": "heaven", "heav'nly": "heavenly", "pow'r": "power", "flow'r": "flower", "flow'rs": "flowers", "hour's": "hour's", "ev'ry": "every", "wand'ring": "wandering",
@@ -57,7 +57,7 @@ def _level(w):
     if w not in _OUR: w = re.sub(r"(?<=[a-z]{2})our(s|ed|ing|ful|less|ite|able|er|ers)?$", lambda m: "or" + (m[1] or ""), w)
     return re.sub(r"is(e|ed|es|ing)$", r"iz\1", w) if len(w) > 7 else w
 
-# %% ../../nbs/lib/critic/05_features.ipynb #58b09b4a
+# %% ../../nbs/lib/critic/05_features.ipynb #faf1f88a
 FIGURES = "figures-1"  # a new name when a figure is counted in another way: weights learned from the old ones do not fit then
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def read_verse(
     met = [(a, b, rhyme.pair(rows[a], rows[b])) for g in groups.values() for a, b in zip(g, g[1:]) if b - a <= 12]
     return Reading([rows[k] for k in number], [level_words(rows[k]) for k in number], [Rhymed(number[a], number[b], b - a, p.kind, p.score) for a, b, p in met])
 
-# %% ../../nbs/lib/critic/05_features.ipynb #4d25848d
+# %% ../../nbs/lib/critic/05_features.ipynb #23e11ff9
 DATA = resources.files("poetry_iter.critic") / "data"
 
 _LISTED = []  # the list in use, where it is another than the one that ships
@@ -118,7 +118,7 @@ def rank_of(
     "How far down the list of the words of verse a word stands."
     return _ranks().get(word, 10.0)
 
-# %% ../../nbs/lib/critic/05_features.ipynb #5058d5cd
+# %% ../../nbs/lib/critic/05_features.ipynb #709bfaf1
 FUNCTION = set("""a an the this that these those my thy his her its our your their mine thine i thou thee he she it we you they me him us them who whom whose which what and or but nor for yet so if then than though although because since while when where why how
 as at by from in into of off on onto out over to up upon with within without through under about above across after against along amid among around before behind below beneath beside between beyond down during near round till until toward towards
 am is are was were be been being art wert have has had hast hath do does did dost doth didst shall will should would may might can could must let no not never ever all any some each every both few many much more most other such own same too very
@@ -141,7 +141,7 @@ END_VERBS = set("be see say go do know tell find show give bring take make lie s
 END_FILL = set("day way night sight light bright too there you him me then now so true indeed array around near dear clear cheer rare fair abound again alway store sure pure land hand band grand time sublime view anew".split())
 SYLLABLE = re.compile(r"[aeiouy]+")
 
-# %% ../../nbs/lib/critic/05_features.ipynb #789cd937
+# %% ../../nbs/lib/critic/05_features.ipynb #1a450169
 def rhyme_figures(r: Reading) -> dict[str, float]:
     "Shares, of lines or of rhyming pairs."
     n, m, ends = max(1, len(r.lines)), max(1, len(r.pairs)), r.ends or [""]
@@ -152,7 +152,7 @@ def rhyme_figures(r: Reading) -> dict[str, float]:
             "again": 1 - len(set(ends)) / len(ends), "couplets": gaps[1] / m, "cross": gaps[2] / m, "end_rank": np.mean(ranks), "end_rank_sd": np.std(ranks), "end_common": np.mean([x < 5.5 for x in ranks]), "end_rare": np.mean([x > 8.5 for x in ranks]), "pair_rare": np.mean(rarest or [6]),
             "end_function": share(FUNCTION.__contains__), "end_ed": share(lambda w: w.endswith("ed")), "end_ing": share(lambda w: w.endswith("ing")), "end_long": share(lambda w: len(SYLLABLE.findall(w)) > 2), "end_verbish": share(END_VERBS.__contains__), "filler_end": share(END_FILL.__contains__)}
 
-# %% ../../nbs/lib/critic/05_features.ipynb #3693d042
+# %% ../../nbs/lib/critic/05_features.ipynb #37d1e67e
 def _rarity(ranks):
     cut = lambda a, b: ((ranks >= a) & (ranks < b)).mean()
     return {"rank": ranks.mean(), "rank_sd": ranks.std(), "b_common": cut(0, 5.5), "b_mid": cut(5.5, 7), "b_low": cut(7, 8.3), "b_rare": cut(8.3, 9.5), "b_out": cut(9.5, 99)}
@@ -185,7 +185,7 @@ def figures(
     found = {"rhyme_" + k: v for k, v in rhyme_figures(reading).items()} | {"diction_" + k: v for k, v in diction_figures(reading).items()}
     return {k: float(v) for k, v in found.items()}
 
-# %% ../../nbs/lib/critic/05_features.ipynb #b5f641bc
+# %% ../../nbs/lib/critic/05_features.ipynb #e83dafd1
 MEANING = {"rhyme_" + k: v for k, v in {
     "share": "lines that rhyme", "perfect": "full rhymes", "identical": "rhymes of a word with itself or its own sound", "slant": "half rhymes", "none": "rhymes in the scheme that do not sound", "score": "exactness of rhyme", "score_low": "weak rhymes", "again": "line ends used again",
     "couplets": "rhymes on the next line", "cross": "rhymes on the line after next", "end_rank": "unusual words at line ends", "end_rank_sd": "mixture of usual and unusual words at line ends", "end_common": "very common words at line ends", "end_rare": "rare words at line ends", "pair_rare": "rhymes with a rare word in them",

@@ -6,9 +6,10 @@
 __all__ = ['SHIPPED', 'bent', 'Reason', 'Verdict', 'doubt_of', 'Judge', 'give_reasons', 'find_judge', 'open_judge', 'p_good',
            'choose_draft', 'judge_main']
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #fc22dd76
+# %% ../../nbs/lib/critic/06_judgement.ipynb #923715d1
 import json
 import re
+import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +22,7 @@ from . import features
 from .features import FIGURES, MEANING, Reading, figures, places, rank_of, read_verse
 from ..poems import load_poems
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #811810c4
+# %% ../../nbs/lib/critic/06_judgement.ipynb #2c88b464
 def bent(
     score: np.ndarray,
 ) -> np.ndarray:  # two columns
@@ -31,7 +32,7 @@ def bent(
 
 def _chance(logit): return float(1 / (1 + np.exp(-np.clip(logit, -30, 30))))
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #eb3f78c0
+# %% ../../nbs/lib/critic/06_judgement.ipynb #e53d7a1d
 @dataclass(frozen=True)
 class Reason:
     "One thing that speaks for or against a poem."
@@ -59,7 +60,7 @@ class Verdict:
         head = f"{f'unsure, leans {self.label}' if self.unsure else self.label}, P(good) {self.p_good:.2f}" + (f": {self.doubt}" if self.doubt else "")
         return "\n".join([head, *(f"  {r}" for r in self.reasons)])
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #88c7bcf6
+# %% ../../nbs/lib/critic/06_judgement.ipynb #599c2924
 def doubt_of(
     text: str,
     reading: Reading,
@@ -67,13 +68,16 @@ def doubt_of(
     "Why a text is none that the judge can judge: not English, prose, too short."
     letters = [c for c in text if c.isalpha()]
     said = [w for w in reading.flat if w != "0"]
-    if not letters or sum(bool(re.match("[a-zà-ÿœ]", c.lower())) for c in letters) < 0.8 * len(letters): return "it is not in the Latin alphabet"
-    if len(said) < 20 or len(reading.lines) < 4: return "prose or too short a text: it learned from poems of four lines or more" if len(said) >= 20 else "too short: it learned from poems of four lines or more"
+    if not letters or sum(bool(re.match("[a-zà-ÿœ]", c.lower())) for c in letters) < 0.8 * len(letters): return "it has no words, or too few, in the Latin alphabet"
+    if len(said) < 20: return "too short: it learned from poems of four lines or more"
     if np.median([len(x) for x in reading.lines]) > 110: return "it is prose"
+    if len(reading.lines) < 4: return "fewer lines than four: it learned from poems of four or more"
     if np.mean([w in features.FUNCTION for w in said]) < 0.2 or np.mean([rank_of(w) >= 10 for w in said]) > 0.4: return "it is not English, as far as its words tell"
     return ""
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #235f6aa2
+# %% ../../nbs/lib/critic/06_judgement.ipynb #c213b782
+SHIPPED = features.DATA / "judge.npz"
+
 class Judge:
     "A judge from its file."
 
@@ -82,7 +86,7 @@ class Judge:
             with np.load(path, allow_pickle=False) as z: self.file = {k: z[k] for k in z.files}
             self.about = json.loads(str(self.file["about"]))
             self.words, self.names, self.time_words = (str(self.file[k]).split(" ") for k in ("words", "figures", "time_words"))
-        except (OSError, ValueError, KeyError) as e: raise UserError(f"{path}: no judge in it ({type(e).__name__}: {e}); `poetry-iter run judge` makes one") from e
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e: raise UserError(f"{path}: no judge in it ({type(e).__name__}: {e}); `poetry-iter run judge` makes one") from e
         if self.about.get("figures") != FIGURES: raise UserError(f"{path}: learned from {self.about.get('figures')}, and the figures are {FIGURES} now; make it again with `poetry-iter run judge`")
         self.number, self.time_number = ({w: k for k, w in enumerate(names)} for names in (self.words, self.time_words))
 
@@ -125,7 +129,7 @@ class Judge:
         p, (low, high) = self.chance(score, not doubt), self.file["unsure"]
         return Verdict("good" if p >= 0.5 else "bad", round(p, 4), bool(doubt) or bool(low < p < high), doubt, give_reasons(reading, words, found, far) if reasons and reading.flat else [])
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #e012a9ad
+# %% ../../nbs/lib/critic/06_judgement.ipynb #144aba11
 def give_reasons(
     reading: Reading,
     words: dict[str, float], found: dict[str, float], far: dict[str, float],  # of `Judge.parts`
@@ -148,12 +152,10 @@ def give_reasons(
 
 def _line_of(reading, word): return next(k for k, row in enumerate(reading.words, 1) if word in row)
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #aa3893dc
-SHIPPED = features.DATA / "judge.npz"
-
+# %% ../../nbs/lib/critic/06_judgement.ipynb #59a1bce8
 def find_judge() -> Path:
     "The file of the best judge: of the runs in outputs/, if one is clearly better, or the one that ships."
-    here = Path(str(SHIPPED))
+    here = Path(SHIPPED)
     about, found = Judge(here).about, []
     for path in sorted((workplace() / "outputs").glob("*/judge.npz")):
         try: mine = Judge(path).about
@@ -170,7 +172,7 @@ def open_judge(
     where = locate(path)
     return Judge(where / "judge.npz" if where.is_dir() else where)
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #9a266141
+# %% ../../nbs/lib/critic/06_judgement.ipynb #5574311a
 def p_good(
     text: str,
 ) -> float | None:  # None where the judge does not know such texts
@@ -188,7 +190,7 @@ def choose_draft(
     best = max(range(len(drafts)), key=lambda k: -1 if scores[k] is None else scores[k])
     return best if scores[best] is not None and scores[best] >= (0.5 if scores[0] is None else scores[0]) + margin else 0
 
-# %% ../../nbs/lib/critic/06_judgement.ipynb #71222bf6
+# %% ../../nbs/lib/critic/06_judgement.ipynb #e80a2e80
 def judge_main(
     file: str,  # any file that `load_poems` reads
     reasons: bool = True,  # False: the label alone

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'surname', 'detokenized', 'gather', 'word_list', 'counted', 'deal', 'match', 'weigh', 'Study', 'fisher',
            'out_of_fold', 'author_auroc', 'calibrate', 'unsure_between', 'teach_time', 'total', 'part_table', 'average',
-           'pack', 'calibration_figures', 'make_judge']
+           'pack', 'calibration_figures', 'baseline_scores', 'make_judge']
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #33dfad29
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #b6fc3a26
 import gzip
 import json
 import re
@@ -24,7 +24,7 @@ from .. import features
 from ..judgement import Judge, bent
 from ..metrics import Judged, weighted_figures
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #49141f08
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #6cbc5fe9
 def surname(author: str) -> str:
     "What an author is known by, across files."
     return (re.sub(r"\(.*?\)|,.*", "", author).strip().lower().split() or ["none"])[-1]
@@ -77,7 +77,7 @@ def word_list(
         if r["author"] not in without: count.update(features.read_words(detokenized(r["content"])))
     return [w for w, _ in count.most_common(most)]
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #6dc22716
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #d35ee176
 def counted(
     poems: pd.DataFrame,
     path: str | Path,  # .jsonl that grows
@@ -95,7 +95,7 @@ def counted(
         append_jsonl(path, [known[key]])
     return [known[k]["words"] for k in keys], np.array([known[k]["figures"] for k in keys]), names
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #841dc227
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #afd7eaf1
 def deal(poems: pd.DataFrame) -> np.ndarray:  # the fold of each poem, -1 for one that is in no test
     "Folds by author: the bad ones one each, the good ones dealt."
     named = sorted(poems[poems.kind == "bad"].group.unique())
@@ -126,7 +126,7 @@ def match(
             of[poems.author[p]] += 1
     return bad, (rows := np.array(sorted(weight), int)), np.array([weight[r] for r in rows])
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #c3c68545
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #0692a114
 def weigh(
     poems: pd.DataFrame,
     rows: np.ndarray,
@@ -142,7 +142,7 @@ def weigh(
     for side in (good, ~good): w[side] *= 0.5 * len(rows) / w[side].sum()
     return w
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #8b800ebb
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #61dc5968
 PARTS = ("words", "words_low", "rhyme", "diction", "authors")
 
 class Study:
@@ -218,7 +218,7 @@ def _logistic(X, y, weight, C):
     m = LogisticRegression(C=C, max_iter=300, solver="liblinear").fit(X, y, sample_weight=weight)
     return m.coef_[0], float(m.intercept_[0])
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #41ce4f3d
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #b7967b0a
 def fisher(
     Z: np.ndarray,  # scaled figures of all poems
     poems: pd.DataFrame,
@@ -237,7 +237,7 @@ def fisher(
     scatter = np.cov((Z[rows] - means[of]).T) + between
     return np.linalg.solve((1 - shrink) * scatter + shrink * np.diag(np.diag(scatter)) + 0.02 * np.eye(len(scatter)), middle[1] - middle[0])
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #c6635ae3
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #4d50745d
 def out_of_fold(
     study: Study,
     scores: list[np.ndarray],  # by fold: of every poem
@@ -272,7 +272,7 @@ def author_auroc(
     folds = [float(r.sum() / a.sum()) for f in sorted(t.fold.unique()) for r, a in [_pairs(t[t.fold == f])]]
     return {"auroc": float(right.sum() / all_.sum()), "lo": float(lo), "hi": float(hi), "folds": folds, "draws": np.array(drawn)}
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #2af8e078
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #48682c58
 def calibrate(
     t: pd.DataFrame,  # of `out_of_fold`
 ) -> np.ndarray:  # slope above, slope below, constant
@@ -294,7 +294,7 @@ def unsure_between(
         if np.sum((weight * right)[out]) >= sure * weight[out].sum(): break
     return 0.5 - s, 0.5 + s
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #adfd3ff3
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #978809cd
 def teach_time(
     study: Study,
     modern: list[str],  # texts
@@ -319,17 +319,21 @@ def teach_time(
     called = out > limit
     return {"words": v.get_feature_names_out()[kept], "weight": w[kept], "bias": b, "limit": limit, "caught": float(called[y == 1].mean()), "bad_called": float(called[: len(old)][study.kind[old] == "bad"].mean())}
 
-# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #74ad3d0f
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #d900e3ff
 def total(scores: list[dict], parts: tuple = PARTS) -> list[np.ndarray]:
     "The sum of some parts, by fold."
     return [sum(s[p] for p in parts) for s in scores]
 
-def part_table(study: Study, scores: list[dict]) -> pd.DataFrame:
-    "AUROC of every part alone, of all, and of all but one: by bad author, pooled, with its interval over authors."
+def part_table(
+    study: Study,
+    scores: list[dict],  # by fold: of every part
+    others: dict | None = None,  # name → scores by fold, as of baselines
+) -> pd.DataFrame:
+    "AUROC of baselines, of every part alone, of all, and of all but one: by bad author, pooled, with its interval over authors."
     sets = {f"{p} alone": (p,) for p in PARTS} | {"words and words_low": PARTS[:2], "without word lists": PARTS[2:], "all": PARTS} | {f"all but {p}": tuple(q for q in PARTS if q != p) for p in PARTS}
     rows = {}
-    for name, parts in sets.items():
-        r = author_auroc(out_of_fold(study, total(scores, parts)))
+    for name, scored in {**(others or {}), **{n: total(scores, parts) for n, parts in sets.items()}}.items():
+        r = author_auroc(out_of_fold(study, scored))
         rows[name] = {**dict(zip(study.bad_authors, r["folds"])), "mean": float(np.mean(r["folds"])), "pooled": r["auroc"], "lo": r["lo"], "hi": r["hi"]}
     return pd.DataFrame(rows).T.round(3)
 
@@ -377,6 +381,22 @@ def _weighted(y, p, weight=None):
     "The figures of judgement, with a weight for each item."
     return {k: float(v[0]) for k, v in weighted_figures(Judged([int(v) for v in y], list(p)), None if weight is None else np.asarray(weight)[None]).items()}
 
+def baseline_scores(
+    study: Study,
+    names: tuple = ("TF-IDF", "shape"),  # of `baselines.BASELINES`
+) -> dict[str, list[np.ndarray]]:  # by name: P(good) of the test poems by fold, 0 for all others
+    "The baselines in the same test: taught on the bad and the good poems of the other folds."
+    from poetry_iter.critic.baselines import predict_baseline
+
+    texts, out = study.poems.text.tolist(), {n: [] for n in names}
+    for f, (bad, good, _) in enumerate(study.tests):
+        learn, here = study.learns(f, ("bad", "good")), np.r_[bad, good]
+        for n in names:
+            p = np.zeros(len(texts))
+            p[here] = predict_baseline(n, [texts[r] for r in learn], study.y[learn].tolist(), [texts[r] for r in here])
+            out[n].append(p)
+    return out
+
 def make_judge(
     run: str | Path,  # folder: figures.jsonl (kept between calls), words.txt, judge.npz, judge_figures.json
     bad: str | Path, good: list, corpus: str | Path, standing: dict,  # as of `gather`; the corpus is a .jsonl.gz
@@ -415,5 +435,5 @@ def make_judge(
     words_alone = author_auroc(out_of_fold(study, total(scores, ("words",))))["draws"]
     gain = np.quantile(reached["draws"] - words_alone, [0.5, 0.025, 0.975])
     outside = np.abs(t.p - 0.5) > band[1] - 0.5
-    return {"skipped": "", "table": part_table(study, scores), "over_words": gain.round(3).tolist(), "calibration": calibration_figures(t, curve), "unsure": {"low": band[0], "high": band[1], "share": float(np.average(~outside, weights=t.weight)), "accuracy_outside": float(np.average(((t.p > 0.5) == t.good)[outside], weights=t.weight[outside]))},
+    return {"skipped": "", "table": part_table(study, scores, baseline_scores(study)), "over_words": gain.round(3).tolist(), "calibration": calibration_figures(t, curve), "unsure": {"low": band[0], "high": band[1], "share": float(np.average(~outside, weights=t.weight)), "accuracy_outside": float(np.average(((t.p > 0.5) == t.good)[outside], weights=t.weight[outside]))},
             "modern": {"caught": time["caught"], "bad_called": time["bad_called"], "auroc": _weighted(label, [judge.chance(x) for x in there])["auroc"]}, "test": t.assign(title=poems.title.to_numpy()[t.row]), "strongest": dict(sorted(zip(study.names, model["weight"].round(2).tolist()), key=lambda kv: -abs(kv[1]))[:12])}
