@@ -11,8 +11,8 @@ import pytest
 
 from poetry_iter.core import UserError, read_jsonl, root, shared_data
 from poetry_iter.critic.baselines import BASELINES, out_of_fold_baseline, predict_baseline
-from poetry_iter.critic.features import MEANING, figures, level_words, places, read_verse
-from poetry_iter.critic.judgement import SHIPPED, Judge, bent, choose_draft, judge_main, open_judge, p_good
+from poetry_iter.critic.features import MEANING, figures, level_words, places, hear
+from poetry_iter.critic.judgement import JUDGE_FILE, Judge, bent, choose_draft, judge_main, open_judge, p_good
 from poetry_iter.critic.metrics import Judged, measure
 from poetry_iter.pipeline.command_line import main
 
@@ -45,7 +45,7 @@ def test_good_and_bad():
 
 def test_reasons_cite_what_stands_there():
     for text in (BAD, GOOD, *(r["content"] for r in ORDINARY[:10])):
-        reading = read_verse(text)
+        reading = hear(text)
         for reason in open_judge().judge(text).reasons:
             assert not reason.quote or reason.quote in reading.lines
             for n, said in reason.lines:
@@ -60,7 +60,7 @@ def test_reasons_cite_what_stands_there():
 def test_layout_and_spelling_tell_nothing(change, within):
     judge = open_judge()
     for text in (BAD, GOOD):
-        assert abs(judge.score(read_verse(text)) - judge.score(read_verse(change(text)))) <= within + 1e-9
+        assert abs(judge.score(hear(text)) - judge.score(hear(change(text)))) <= within + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_modern_poems_are_unsure():
 
 
 def test_figures_have_names_and_places():
-    found = figures(read_verse(BAD))
+    found = figures(hear(BAD))
     assert set(found) == set(MEANING) and all(map(math.isfinite, found.values()))
-    assert [n for n, _ in places(read_verse(BAD), "diction_did")] == [2, 3, 5]
+    assert [n for n, _ in places(hear(BAD), "diction_did")] == [2, 3, 5]
     assert level_words("O'er the honour'd flow'r") == level_words("over the honored flower")
 
 
@@ -93,7 +93,7 @@ def test_the_curve_never_falls():
 
 
 def test_a_judge_is_numbers_and_single_words(tmp_path):
-    with np.load(SHIPPED, allow_pickle=False) as z:
+    with np.load(JUDGE_FILE, allow_pickle=False) as z:
         assert {z[k].dtype.kind for k in z.files} <= {"f", "U"}
         assert all(" " not in w and len(w) < 40 for k in ("words", "figures", "time_words") for w in str(z[k]).split(" "))
     (tmp_path / "judge.npz").write_bytes(b"PK\x03\x04")

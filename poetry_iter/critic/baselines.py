@@ -41,7 +41,7 @@ def _counts(C):
 BASELINES: dict[str, tuple[Callable, Callable]] = {  # name → (texts to what the model reads, a new model)
     "TF-IDF": (list, _tfidf),
     "shape": (lambda texts: np.array([shape_counts(t) for t in texts]), lambda: _counts(1.0)),
-    "verse figures": (lambda texts: np.array([list(features.figures(features.read_verse(t)).values()) for t in texts]), lambda: _counts(0.01))}
+    "verse figures": (lambda texts: np.array([list(features.figures(features.hear(t)).values()) for t in texts]), lambda: _counts(0.01))}
 
 def predict_baseline(
     name: str,  # of `BASELINES`
