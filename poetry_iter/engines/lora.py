@@ -95,6 +95,7 @@ def _train(engine, examples, settings, total_steps, previous, made, start, work,
     trainer = _trainer(engine, examples, settings, total_steps, previous, work)
     saved = [p for p in sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])) if _said(p / "trainer_state.json")]
     engine.model.train()
+    if saved: trainer._total_train_tokens = _tokens_seen(saved[-1])  # TRL counts them from 0 in each process
     trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
     if adapter_digest(engine.model) == start and not saved: raise RuntimeError("training changed no weight of the adapter")
     last, schedule = work / f"checkpoint-{trainer.state.global_step}", cast(torch.optim.lr_scheduler.LambdaLR, trainer.lr_scheduler)
@@ -102,6 +103,10 @@ def _train(engine, examples, settings, total_steps, previous, made, start, work,
     if out.exists(): shutil.rmtree(out)
     last.rename(out)
     shutil.rmtree(work)
+
+def _tokens_seen(saved: Path) -> int:
+    "The tokens that a save had trained on, as its last line of history says."
+    return int(max((h.get("num_tokens", 0) for h in read_json(saved / "trainer_state.json")["log_history"]), default=0))
 
 # %% ../../nbs/lib/engines/04_lora.ipynb #cf6cf9ab
 def _trainer(engine, examples, settings, total_steps, previous, work):

@@ -23,6 +23,7 @@ from pathlib import Path
 from ..core import DISK_FULL, UserError, read_json, read_text, scrub, workplace, write_bytes, write_json
 from ..runs import Run, check_same, count_threads, drift, find_run, list_runs, make_config, run_name
 from .experiments import Experiment, Stage, StageError, check_parameters, declared_parameters, get_experiment, load_stages, read_profile, stage_order
+from .kernels import Preloaded, kernel_env, preloaded
 from .parameters import Parameter, cast, parse_setting, resolve
 
 # %% ../../nbs/lib/pipeline/03_runner.ipynb #66486cd6
@@ -34,12 +35,13 @@ def execute(
     lock: int | None = None,  # a file descriptor that the kernel keeps open
     tick: Callable[[str], None] = lambda line: None,  # called a few times a second with the last line on the stage's error stream
     env: dict[str, str] | None = None,  # more of the kernel's environment
+    home: Preloaded | None = None,  # forks the kernel, where it is ready
 ) -> None:
     "Execute a stage; raises `UserError` when it raised one, else `StageError`."
     out = Path(out)
     running, failed = (out.with_name(f"{out.stem}.{state}.ipynb") for state in ("running", "failed"))
     outcome, kernels, stream = {}, [], _LastLine()
-    thread = threading.Thread(target=_papermill, args=(Path(notebook), running, parameters, _kernel_class(kernels, threads, lock, env or {}), stream, outcome), daemon=True)
+    thread = threading.Thread(target=_papermill, args=(Path(notebook), running, parameters, _kernel_class(kernels, threads, lock, env or {}, home), stream, outcome), daemon=True)
     thread.start()
     try:
         while thread.is_alive():
@@ -64,14 +66,12 @@ class _LastLine:
     def write(self, text): self.line = ([s.strip() for s in text.replace("\r", "\n").split("\n") if s.strip()] or [self.line])[-1]
     def flush(self): pass
 
-def _kernel_class(kernels: list, threads: int, lock: int | None, more: dict[str, str]):
+def _kernel_class(kernels: list, threads: int, lock: int | None, more: dict[str, str], home: Preloaded | None):
     "A kernel manager for this interpreter; what it starts is noted in `kernels`."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    env = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TOKENIZERS_PARALLELISM": "false",
-           "HF_HUB_DISABLE_TELEMETRY": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", **more}
-    spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"], env=env, display_name="Python 3", language="python")
+    spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"], env={**kernel_env(threads), **more}, display_name="Python 3", language="python")
 
     class Kernel(AsyncKernelManager):
         @property
@@ -80,6 +80,7 @@ def _kernel_class(kernels: list, threads: int, lock: int | None, more: dict[str,
         async def _async_pre_start_kernel(self, **kwargs):
             kernels.append(self)
             command, kwargs = await super()._async_pre_start_kernel(**kwargs)
+            if home and home.ready: home.lend(self.provisioner)
             return command, {**kwargs, "cwd": str(workplace()), "pass_fds": () if lock is None else (lock,)}
 
         pre_start_kernel = _async_pre_start_kernel
@@ -195,7 +196,9 @@ def run_experiment(
 def _run(experiment, stages, run, config, lock, progress):
     "Every stage of the plan that is not complete."
     parameters, stopped = config["parameters"], False
-    with _Progress(stage_order(experiment, parameters), run, progress) as bar:
+    order = stage_order(experiment, parameters)
+    todo = [stages[name].path for n, name in order if not stage_file(run.path, n, name).exists()]
+    with _Progress(order, run, progress) as bar, preloaded(todo, config["threads"], lock, parameters.get("engine") != "unsloth") as home:
         for n, name in bar.order:
             out = stage_file(run.path, n, name)
             if n and stopped: bar.skip((n, name))
@@ -203,7 +206,7 @@ def _run(experiment, stages, run, config, lock, progress):
             else:
                 out.parent.mkdir(exist_ok=True)
                 bar.start((n, name))
-                try: execute(stages[name].path, out, stage_values(stages[name], run, n, parameters), config["threads"], lock, bar.tick)
+                try: execute(stages[name].path, out, stage_values(stages[name], run, n, parameters), config["threads"], lock, bar.tick, home=home)
                 except KeyboardInterrupt: raise KeyboardInterrupt(f"interrupted in {bar.label((n, name))}; go on with: poetry-iter run {config['experiment']} --resume --run {run.name}") from None
                 except UserError as e:
                     if (n, name) == bar.order[0] and not str(e).startswith("cannot write"): _release(run)
