@@ -39,6 +39,7 @@ class Training:
     max_tokens: int = 6144  # a longer example is dropped and named; no target is ever cut
     saves: int = 2  # checkpoints a round, from which a killed run goes on
     gradient_checkpointing: bool = False  # less memory, more time
+    in_order: bool = False  # the examples as they are given, batch by batch; otherwise shuffled
     seed: int = 0
 
     def __post_init__(self):

@@ -25,7 +25,7 @@ from poetry_iter.pipeline.plans import reckon
 
 HOUSE = Path(__file__).resolve().parents[1]
 NBS = HOUSE / "nbs"
-EXPERIMENT_FOLDERS = [f for f in (NBS / name for name in ("loop", "workshop", "critic", "embedded", "verse")) if f.is_dir()]
+EXPERIMENT_FOLDERS = [f for f in (NBS / name for name in ("loop", "workshop", "critic", "judge", "embedded", "verse")) if f.is_dir()]
 STAGES = [p for folder in EXPERIMENT_FOLDERS for p in sorted(folder.glob("[0-9]*.ipynb"))]
 MODULES = sorted((NBS / "lib").rglob("[0-9]*.ipynb"))
 PROFILES = [p for folder in EXPERIMENT_FOLDERS for p in sorted((folder / "profiles").glob("*.yaml"))]

@@ -137,7 +137,8 @@ def _arguments(engine, settings, steps, work):
         output_dir=str(work), num_train_epochs=1, per_device_train_batch_size=micro, gradient_accumulation_steps=settings.batch_size // micro,
         bf16=cuda, use_cpu=engine.device.type == "cpu", gradient_checkpointing=settings.gradient_checkpointing and engine.spec.engine != "unsloth",
         max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=1, save_steps=max(1, math.ceil(steps / max(1, settings.saves))),
-        max_grad_norm=1.0, seed=settings.seed % 2**31, data_seed=settings.seed % 2**31, report_to="none", dataloader_pin_memory=cuda, disable_tqdm=not cuda)
+        max_grad_norm=1.0, seed=settings.seed % 2**31, data_seed=settings.seed % 2**31, report_to="none", dataloader_pin_memory=cuda, disable_tqdm=not cuda,
+        train_sampling_strategy="sequential" if settings.in_order else "random")
 
 def _save_last():
     "A callback that saves at the last step, whatever the rhythm of the saves is."

@@ -23,6 +23,7 @@ SHIPPED = {  # task: file, what a row is found by, the answer's key
     "autopsy": ("autopsies.jsonl", [("poem",)], "autopsy"),
     "lesson": ("lessons.jsonl", [("question",)], "lesson"),
     "poem": ("briefs.jsonl", [("brief",), ("user_request",)], "poem"),
+    "rationale": ("rationales.jsonl", [("poem",)], "rationale"),
 }
 
 def shipped_rows(
