@@ -11,7 +11,7 @@ import pytest
 
 from poetry_iter.core import UserError, read_jsonl, write_text
 from poetry_iter.critic.items import grouped, poem_items, read_split, seal, split_items, table_items, write_splits
-from poetry_iter.critic.metrics import Judged, measure, one_class
+from poetry_iter.critic.metrics import Judged, metric_set, one_class
 from poetry_iter.critic.rationales import Asking, accepted_of, read_verdict, refusal, teach
 from poetry_iter.critic.rulebook import fit_rulebook, read_rulebook
 from poetry_iter.critic.student import student_rows
@@ -68,8 +68,8 @@ def test_a_rulebook_longer_than_the_context():
 
 def test_a_judge_that_calls_everything_alike_is_named_loudly():
     flat = Judged([0, 1, 1], [0.7, 0.7, 0.7])
-    assert one_class(flat).startswith("ALL 3 ITEMS WERE CALLED good") and measure(flat, 0)["mcc"] is None
-    assert "NaN" not in json.dumps(measure(flat, 50)) and measure(flat, 0)["reasons"]["mcc"] == "everything was called alike"
+    assert one_class(flat).startswith("ALL 3 ITEMS WERE CALLED good") and metric_set(flat, 0)["mcc"] is None
+    assert "NaN" not in json.dumps(metric_set(flat, 50)) and metric_set(flat, 0)["reasons"]["mcc"] == "everything was called alike"
 
 
 def test_every_shipped_rationale_is_accepted(shipped, tmp_path):
@@ -110,6 +110,7 @@ def answer(body):
 
 def test_a_killed_teacher_goes_on_and_pays_nothing_twice(tmp_path):
     (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
+    (tmp_path / "data").symlink_to(HOUSE / "data")
     (tmp_path / ".env").write_text(f"ANTHROPIC_API_KEY={KEY}\n")
     out = tmp_path / "teacher_samples.jsonl"
     with serve(answer) as vendor:

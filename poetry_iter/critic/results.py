@@ -44,14 +44,14 @@ def verse_features(text: str) -> dict[str, float]:
     try: from poetry_iter.critic.features import figures, read_verse
     except ImportError: pass
     else: return figures(read_verse(content))
-    from poetry_iter.critic.rulebook import CHECKS
+    from poetry_iter.critic.rulebook import RULE_CHECKS
     from poetry_iter.poems import words
     from poetry_iter.quality.cliches import concrete_share
     from poetry_iter.verse.form_parts import analyse, rhymed_share
 
     lines, found = [line for line in content.split("\n") if line.strip()], words(content)
     shape = {"lines": len(lines), "words_a_line": len(found) / max(1, len(lines)), "letters_a_word": sum(map(len, found)) / max(1, len(found)), "different": len(set(found)) / max(1, len(found))}
-    return {**shape, "rhymed": rhymed_share(analyse(content)), "concrete": concrete_share(content), **{name: len(check(content)) / max(1, len(lines)) for name, check in CHECKS.items()}}
+    return {**shape, "rhymed": rhymed_share(analyse(content)), "concrete": concrete_share(content), **{name: len(check(content)) / max(1, len(lines)) for name, check in RULE_CHECKS.items()}}
 
 def rival_rows(
     kind: str,  # words or verse
@@ -82,7 +82,7 @@ def judge_all(
     cut = {name: (thresholds or {}).get(name, best_threshold(judged(splits["val"]))) for name, splits in rows.items()}
     return {name: {s: judged(r, cut[name]) for s, r in splits.items()} for name, splits in rows.items()}
 
-def judge_table(measured: dict[str, dict]):  # DataFrame; judge → `measure`
+def judge_table(measured: dict[str, dict]):  # DataFrame; judge → `metric_set`
     "A row a judge, a column a figure with its 95 % interval."
     import pandas as pd
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core import UserError, dumps, read_json, read_jsonl, seed_of, workplace, write_json, write_jsonl
 from .items import Item
-from .metrics import Judged, best_threshold, mcnemar, measure, one_class, paired_bootstrap
+from .metrics import Judged, best_threshold, mcnemar, metric_set, one_class, paired_bootstrap
 from .rationales import read_verdict, verdict_text
 from .rulebook import fit_rulebook, judge_messages, read_prompts
 from ..engine import Engine, ModelSpec, Sampling, open_engine
