@@ -1,11 +1,11 @@
-# run · test · lab · docs · bench: each makes .venv first if it is not there
+# run · test · lint · lab · docs · bench · soak: each makes .venv first if it is not there
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # a tool that tries the hub at run time should fail at once, not hang
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: run test lab docs bench format lint readme
+.PHONY: run test lab docs bench soak format lint lock readme
 
 run: .venv  ## the self-improving loop on the embedded model and the shipped poems
 	$(BIN)/poetry-iter run loop
@@ -13,7 +13,10 @@ run: .venv  ## the self-improving loop on the embedded model and the shipped poe
 test: .venv  ## notebooks and package agree, the notebooks' own tests, then pytest
 	$(BIN)/python tests/check_clean.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/lib --n_workers 2
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: .venv  ## kills, faults and nonsense, for some hours: make soak ARGS="--kills 12 --files 2000 --only loop"
+	$(BIN)/python tests/soak.py $(ARGS)
 
 lab: .venv  ## JupyterLab in nbs/
 	$(BIN)/jupyter lab --notebook-dir nbs
@@ -31,8 +34,13 @@ readme: .venv  ## README.md from nbs/index.ipynb
 format: .venv
 	$(BIN)/ruff format tests bench docs setup.py
 
-lint: .venv
+lint: .venv  ## ruff, and pyright over the package
 	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+lock: .venv  ## requirements-lock.txt: the versions with which the tests pass
+	(echo "# versions with which the tests passed, Python 3.11, Linux; made by: make lock"; \
+	 $(BIN)/python -m pip list --format=freeze --exclude-editable | sed "s/+cpu$$//") > requirements-lock.txt
 
 .venv: settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'

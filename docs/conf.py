@@ -36,8 +36,7 @@ exclude_patterns = ["**/.*", "**/_*", "**/*.*.ipynb", ".*", "outputs", "docs/_bu
 # docutils' warnings are about markup inside of outputs, as a rule in a poem
 suppress_warnings = ["docutils", "misc.highlighting_failure", "myst.header", "mystnb.unknown_mime_type", "mystnb.mime_priority"]
 
-html_theme = "furo"
-html_static_path, html_css_files = ["static"], ["site.css"]
+html_theme, html_static_path, html_css_files = "furo", ["static"], ["site.css"]
 html_extra_path = ["index.html"]  # leads on to nbs/index.html
 html_copy_source = False
 html_show_search_summary = False  # would be fetched, which a browser refuses on file://
@@ -93,38 +92,23 @@ def read_notebook(app, docname: str, text: list[str]) -> None:
 
 def write_stubs(app) -> None:
     "A page for autodoc a module: functions and classes by their docstrings, constants by the comments beside them."
-    out = Path(app.srcdir) / "docs/api"
+    out, known = Path(app.srcdir) / "docs/api", set()
     out.mkdir(parents=True, exist_ok=True)
-    pages = {}
     for path in (Path(app.srcdir) / "poetry_iter").rglob("[!_]*.py"):
-        source = path.read_text(encoding="utf-8")
-        name, lines = ".".join(path.relative_to(app.srcdir).with_suffix("").parts), source.splitlines()
-        made = dict.fromkeys(re.findall(r"^# %% [./]+(/nbs/\S+)\.ipynb", source, re.M))
-        page = [
-            name,
-            "=" * len(name),
-            "",
-            "Explained and tested in " + ", ".join(f":doc:`{n}`" for n in made),
-            "",
-            f".. automodule:: {name}",
-            "   :members:",
-            "   :undoc-members:",
-            "",
-        ]
-        exported = []
-        for node in ast.parse(source).body:
-            for target in getattr(node, "targets", [getattr(node, "target", None)]):
-                if isinstance(target, ast.Name) and target.id == "__all__":
-                    exported = ast.literal_eval(node.value)
-                elif isinstance(target, ast.Name) and target.id in exported and "namedtuple(" not in lines[node.lineno - 1]:
-                    long = ["   :no-value:"] if len(ast.unparse(node)) > 100 else []
-                    page += [f".. autodata:: {name}.{target.id}", *long, "", f"   {plain(lines[node.end_lineno - 1].partition('  # ')[2])}", ""]
-        pages[out / f"{name}.rst"] = "\n".join(page)
-    for old in set(out.glob("*.rst")) - set(pages):
+        source, name = path.read_text(encoding="utf-8"), ".".join(path.relative_to(app.srcdir).with_suffix("").parts)
+        made = ", ".join(f":doc:`{n}`" for n in dict.fromkeys(re.findall(r"^# %% [./]+(/nbs/\S+)\.ipynb", source, re.M)))
+        page = f"{name}\n{'=' * len(name)}\n\nExplained and tested in {made}.\n\n.. automodule:: {name}\n   :members:\n   :undoc-members:\n"
+        tree, lines = ast.parse(source).body, source.splitlines()
+        exported = next((ast.literal_eval(n.value) for n in tree if ast.unparse(n).startswith("__all__ =")), [])
+        for node in (n for n in tree if isinstance(n, ast.Assign | ast.AnnAssign) and "namedtuple(" not in lines[n.lineno - 1]):
+            for target in {ast.unparse(t) for t in getattr(node, "targets", [getattr(node, "target", None)])} & {*exported}:
+                long = "   :no-value:\n" if len(ast.unparse(node)) > 100 else ""
+                page += f"\n.. autodata:: {name}.{target}\n{long}\n   {plain(lines[node.end_lineno - 1].partition('  # ')[2])}\n"
+        known.add(file := out / f"{name}.rst")
+        if not file.is_file() or file.read_text(encoding="utf-8") != page:
+            file.write_text(page, encoding="utf-8")
+    for old in {*out.glob("*.rst")} - known:
         old.unlink()
-    for path, page in pages.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != page:
-            path.write_text(page, encoding="utf-8")
 
 
 def plain(text: str) -> str:  # reStructuredText that shows the text as it is
@@ -148,10 +132,8 @@ def add_docments(app, what, name, obj, options, lines) -> None:
 
 def skip_member(app, what, name, obj, skip, options) -> bool | None:
     "Of a class: what is documented, properties, and the members of an enum."
-    if what != "class" or name.startswith("_"):
-        return None
-    kept = isinstance(obj, property | functools.cached_property | enum.Enum)
-    return not (kept or (inspect.isroutine(obj) and inspect.getdoc(obj)))
+    kept = isinstance(obj, property | functools.cached_property | enum.Enum) or (inspect.isroutine(obj) and inspect.getdoc(obj))
+    return None if what != "class" or name.startswith("_") else not kept
 
 
 class LinkNames(SphinxPostTransform):
@@ -166,15 +148,12 @@ class LinkNames(SphinxPostTransform):
         for node in list(self.document.findall(nodes.literal)):
             entry = names.get(node.astext().removesuffix("()"))
             if entry and not isinstance(node.parent, nodes.reference):
-                link = make_refnode(self.app.builder, self.env.docname, entry.docname, entry.node_id, node.deepcopy())
-                node.replace_self(link)
+                node.replace_self(make_refnode(self.app.builder, self.env.docname, entry.docname, entry.node_id, node.deepcopy()))
 
 
 def check_offline(app, error) -> None:
     "No page may fetch anything from outside, so that the site reads the same from a folder."
-    found = re.compile(
-        r"<(?:script|img|iframe|link|source)\b[^>]*?\b(?:src|href)=[\"'](?:https?:)?//[^\"']*|url\([\"']?https?://[^)]*|@import[^;]*//[^;]*"
-    )
+    found = re.compile(r"<(?:script|img|iframe|link|source)\b[^>]*?\b(?:src|href)=[\"'](?:https?:)?//[^\"']*|url\([\"']?https?://[^)]*")
     for path in Path(app.outdir).rglob("*") if not error else ():
         if path.suffix in (".html", ".css") and (match := found.search(path.read_text(encoding="utf-8"))):
             raise ExtensionError(f"{path.relative_to(app.outdir)} loads from outside: {match[0]}")

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'text_card', 'side_by_side', 'poem_cards', 'candidate_cards', 'c_title', 'scored_cards', 'ledger_cards',
-           'coloured', 'table', 'results_table', 'gain_curves', 'loss_curves', 'collapse_panel', 'picture',
-           'write_report', 'load_round', 'run_poems', 'rounds_of', 'paired_differences']
+           'Said', 'said_of_poems', 'said_of_descriptions', 'said_of_scores', 'said_of_selection', 'said_of_training',
+           'said_of_run', 'coloured', 'table', 'results_table', 'gain_curves', 'loss_curves', 'collapse_panel',
+           'picture', 'write_report', 'load_round', 'run_poems', 'rounds_of', 'paired_differences']
 
 # %% ../nbs/lib/09_display.ipynb #7cb064d6
 import base64
 import html
 import io
+from collections import Counter
 from pathlib import Path
 
 from IPython.display import HTML
@@ -40,13 +42,15 @@ def side_by_side(cards: list[str]) -> HTML:
     "Cards in a row that wraps."
     return HTML(f"<div style='display:flex;flex-wrap:wrap;align-items:stretch'>{''.join(cards)}</div>")
 
+# %% ../nbs/lib/09_display.ipynb #b2fcff68
 COLOURS = {"winner": "#2a9d5c", "loser": "#b8b8b8", "refused": "#d1495b", "duplicate": "#e9a23b"}
 
 def _figures(row: dict, names=("loss", "gain", "gain_over_other", "contrast")) -> str:
     return " · ".join(f"{n.replace('_', ' ')} {row[n]:.3f}" for n in names if row.get(n) is not None)
 
+# %% ../nbs/lib/09_display.ipynb #bf094142
 def poem_cards(
-    written: list[dict],  # rows of `write`
+    written: list[dict],  # rows of `write_from`
     poems: dict[str, Poem],  # the true ones, by id
 ) -> HTML:
     "What was written from a description, beside the true poem."
@@ -57,6 +61,7 @@ def poem_cards(
                   text_card(f"true: {true.title}", true.content, true.author)]
     return side_by_side(cards)
 
+# %% ../nbs/lib/09_display.ipynb #783b1f33
 def candidate_cards(candidates: list[dict], poem: Poem) -> HTML:
     "A poem and all that was said of it."
     cards = [text_card(c_title(c), c["description"] or "—", f"{c['tokens']} tokens · shared n-gram {c['shared_ngram']} · rare words {c['rare_overlap']:.0%}") for c in candidates]
@@ -67,6 +72,7 @@ def c_title(row: dict) -> str:
     end = "" if row["ended"] == "complete" else f" ({row['ended']})"
     return f"candidate {row['candidate']}{end}" + (f": {row['verdict']}" if row.get("verdict") else "")
 
+# %% ../nbs/lib/09_display.ipynb #9f89a61d
 def scored_cards(rows: list[dict], poems: dict[str, Poem], by: str = "gain") -> HTML:
     "The best and the worst description by a score, each with its poem."
     known = sorted((r for r in rows if r.get(by) is not None), key=lambda r: r[by])
@@ -92,6 +98,98 @@ def ledger_cards(
             cards.append(text_card(c_title(r), r["description"] or "—", f"{_figures(r)} · {r['reason']}", COLOURS.get(r["verdict"], "#555")))
     return side_by_side(cards)
 
+# %% ../nbs/lib/09_display.ipynb #ae759310
+class Said(str):
+    "A sentence; a notebook shows it as text, without quotes."
+
+    def __repr__(self): return str(self)
+    def _repr_markdown_(self): return f"*{html.escape(str(self), quote=False)}*"
+
+def _several(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "es" if what.endswith("s") else "s")
+
+def _change(value: float, lo: float | None, hi: float | None) -> str:
+    "A change with its interval, and whether it may be chance."
+    if lo is None or hi is None: return f"{value:+.3f}"
+    return f"{value:+.3f} ({lo:.3f} to {hi:.3f}), " + ("which may be chance" if lo <= 0 <= hi else "which is more than chance")
+
+# %% ../nbs/lib/09_display.ipynb #9a6f13fe
+def said_of_poems(train: list, held: list, dropped: list, metrics: dict) -> Said:
+    "What stage 1 saw."
+    there = f"{_several(len(train), 'poem')} to train on, {len(held)} held out, {len(dropped)} dropped"
+    gain, over = metrics.get("gain"), metrics.get("gain_over_other")
+    if gain is None or over is None: return Said(f"{there}; no held-out poem has a description that can be scored.")
+    return Said(f"{there}; before training the model's own description takes {gain:.3f} nats a token off the loss of a held-out poem, and {over:.3f} "
+                f"({metrics['gain_over_other_lo']:.3f} to {metrics['gain_over_other_hi']:.3f}) more than another poem's description does.")
+
+def said_of_descriptions(candidates: list[dict]) -> Said:
+    "What stage 2 saw."
+    whole = [c for c in candidates if c["ended"] == "complete"]
+    if not whole: return Said(f"None of {_several(len(candidates), 'answer')} is whole: there is nothing to score.")
+    ends = Counter(c["ended"] for c in candidates if c["ended"] != "complete")
+    middle = sorted(c["tokens"] for c in whole)[len(whole) // 2]
+    worst = max(whole, key=lambda c: c["shared_ngram"])
+    return Said(f"{len(whole)} of {_several(len(candidates), 'answer')} are whole" + "".join(f", {n} {how}" for how, n in ends.most_common()) + f"; the middle one has {middle} tokens, "
+                f"{len({(c['poem_id'], c['description']) for c in whole})} differ, and the one nearest to its poem shares {worst['shared_ngram']} words in a row with it.")
+
+# %% ../nbs/lib/09_display.ipynb #24681e90
+def said_of_scores(scored: list[dict]) -> Said:
+    "What stage 3 saw."
+    by_poem: dict[str, list[float]] = {}
+    for r in scored:
+        if r.get("gain_over_other") is not None: by_poem.setdefault(r["poem_id"], []).append(r["gain_over_other"])
+    gains = [g for found in by_poem.values() for g in found]
+    if not gains: return Said("No description has a gain over another poem's: that takes two poems with usable ones.")
+    apart = [max(found) - min(found) for found in by_poem.values() if len(found) > 1]
+    return Said(f"{sum(g > 0 for g in gains)} of {_several(len(gains), 'description')} help their own poem more than another's description does: the best by {max(gains):.3f} nats a token, "
+                f"the worst by {min(gains):.3f}" + (f"; the best and the worst of one poem are {sorted(apart)[len(apart) // 2]:.3f} apart (the middle one of {_several(len(apart), 'poem')})." if apart else "."))
+
+def said_of_selection(
+    ledger: list[dict],  # rows of `select`
+    poems: dict[str, Poem],
+    arm: str = "topk",
+    score: str = "contrast",  # that ranked them
+    guard_changed: float = 0.0,  # share of the poems whose winners the guard changed
+) -> Said:
+    "What stage 4 saw, and where a loser beats a winner by another measure, and why."
+    by_poem: dict[str, list[dict]] = {}
+    for r in ledger: by_poem.setdefault(r["poem_id"], []).append(r)
+    won = [r for r in ledger if r["verdict"] == "winner"]
+    measure = "gain" if score == "gain_over_other" else "gain_over_other"
+    told = f"{len(won)} of {_several(len(ledger), 'candidate')} win, {sum(r['verdict'] == 'refused' for r in ledger)} are refused as copies; the guard changed the winners of {round(guard_changed * len(by_poem))} of {_several(len(by_poem), 'poem')}"
+    values = [r[measure] for r in won if r[measure] is not None]
+    if values: told += f"; by {_as_words(measure)} the best winner has {max(values):.3f} nats a token, the worst {min(values):.3f}"
+    upsets = [u for found in by_poem.values() if (u := _upset(found, measure))]
+    if not upsets: return Said(f"{told}. No loser beats a winner of its poem by {_as_words(measure)}.")
+    loser, winner = max(upsets, key=lambda u: u[0][measure] - u[1][measure])
+    why = {"random": "the arm random draws its winners", "worst": f"the arm worst takes the last by {_as_words(score)}"}.get(arm, f"{_as_words(score)} ranks them")
+    return Said(f"{told}. In {_several(len(upsets), 'poem')} a loser beats a winner by {_as_words(measure)}, because {why}: of “{poems[loser['poem_id']].title}” candidate {loser['candidate']} lost with "
+                f"{loser[measure]:.3f} and candidate {winner['candidate']} won with {winner[measure]:.3f}; by {_as_words(score)} they have {loser[score]:.3f} and {winner[score]:.3f}.")
+
+def _upset(rows: list[dict], measure: str) -> tuple[dict, dict] | None:
+    "The best loser and the worst winner of a poem, where the loser is better."
+    of = lambda verdict: [r for r in rows if r["verdict"] == verdict and r[measure] is not None]
+    if not of("loser") or not of("winner"): return None
+    best, worst = max(of("loser"), key=lambda r: r[measure]), min(of("winner"), key=lambda r: r[measure])
+    return (best, worst) if best[measure] > worst[measure] else None
+
+def _as_words(score: str) -> str:
+    return {"gain_over_other": "gain over another poem's description", "gain": "gain over no description"}.get(score, score)
+
+# %% ../nbs/lib/09_display.ipynb #35ab39d4
+def said_of_training(losses: list[float], metrics: dict) -> Said:
+    "What stage 5 saw."
+    told = f"{_several(len(losses), 'step')} took the training loss from {losses[0]:.3f} to {losses[-1]:.3f} nats a token"
+    now, change = metrics.get("gain_over_other"), metrics.get("change_gain_over_other")
+    if now is None or change is None: return Said(f"{told}; no held-out poem can tell what that is worth.")
+    return Said(f"{told}; the gain of held-out poems over another poem's description is {now:.3f}, a change since the base model of {_change(change, metrics.get('change_gain_over_other_lo'), metrics.get('change_gain_over_other_hi'))}.")
+
+def said_of_run(rounds: int, paired: dict, guard_changed: float) -> Said:
+    "What the report of a run comes to; `paired` is the bootstrap of last − first, poem by poem."
+    if paired["mean"] is None: return Said(f"{_several(rounds, 'round')}; no held-out poem has both a first and a last description to compare.")
+    return Said(f"After {_several(rounds, 'round')} the gain over another poem's description has changed by {_change(paired['mean'], paired['lo'], paired['hi'])}, "
+                f"on {_several(paired['n'], 'held-out poem')}; the guard changed the winners of {guard_changed:.0%} of the poems.")
+
 # %% ../nbs/lib/09_display.ipynb #09b09977
 def coloured(
     gains: list[tuple[str, float]],  # from `token_gains`
@@ -115,6 +213,7 @@ def table(
     m = m[(m.stage == stage) & m.name.isin(names)]
     return m.pivot_table(index="round", columns="name", values="value", aggfunc="last").reindex(columns=names).astype(float)
 
+# %% ../nbs/lib/09_display.ipynb #4235eac0
 def results_table(
     folder: str | Path,  # with the two tables of `keep_reference`, or a folder of runs
 ):  # DataFrame: a row a run
@@ -133,6 +232,7 @@ def results_table(
     if not rows: raise UserError(f"{folder}: no run with metrics in it")
     return pd.DataFrame(rows).set_index("run")
 
+# %% ../nbs/lib/09_display.ipynb #f54c30e5
 def gain_curves(run: Run):
     "Held-out gain by round with its 95 % intervals: over none, over another poem's, and with the descriptions of the start."
     import matplotlib.pyplot as plt
@@ -150,6 +250,7 @@ def gain_curves(run: Run):
     fig.tight_layout()
     return fig
 
+# %% ../nbs/lib/09_display.ipynb #72c39984
 def loss_curves(run: Run):
     "Training loss and learning rate by step, and the mean losses of candidates and held-out poems by round."
     import matplotlib.pyplot as plt
@@ -169,6 +270,7 @@ def loss_curves(run: Run):
     fig.tight_layout()
     return fig
 
+# %% ../nbs/lib/09_display.ipynb #abc82f29
 def collapse_panel(run: Run):
     "Variety of what is written by round, beside what people wrote (dashed)."
     import matplotlib.pyplot as plt
@@ -194,6 +296,7 @@ def picture(fig) -> str:
     plt.close(fig)
     return f"<img style='max-width:100%' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'>"
 
+# %% ../nbs/lib/09_display.ipynb #dca1d4c4
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>
 <style>:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;max-width:72em;margin:2em auto;padding:0 1em}}h1,h2{{font-family:Georgia,serif}}
 table{{border-collapse:collapse;font-size:.9em}}td,th{{padding:.2em .7em;text-align:right;border-bottom:1px solid #8884}}th{{font-weight:600}}img{{background:#fff;border-radius:6px}}
@@ -231,7 +334,7 @@ def run_poems(run: Run) -> dict[str, Poem]:
 
 def rounds_of(run: Run) -> list[int]:
     "The rounds that were trained to their end."
-    return [c["round"] for c in run.checkpoints()]
+    return [c["round"] for c in run.checkpoints() if "round" in c]
 
 # %% ../nbs/lib/09_display.ipynb #b50be571
 def paired_differences(

@@ -13,9 +13,9 @@ import unicodedata
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from .core import UserError, read_json, read_text
+from .core import UserError, first_line, read_json, read_text
 from .poems import Poem
 
 # %% ../nbs/lib/02_renderers.ipynb #f65fb085
@@ -104,6 +104,8 @@ class Renderer:
         self.special -= {i for t in ("<think>", "</think>") if (i := tokenizer.get_vocab().get(t)) is not None}
         self.end = self._end()  # the id of the token that ends an answer
 
+    def _end(self) -> int: raise NotImplementedError
+
     def encode(self, text: str) -> list[int]:
         "Tokens of content: what looks like a special token stays text."
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -190,7 +192,7 @@ class Base(Renderer):
         vocabulary = self.tokenizer.get_vocab()
         return vocabulary.get("<|endoftext|>", vocabulary.get("<|end_of_text|>", self.tokenizer.eos_token_id))
 
-    def _head(self, text):
+    def _head(self, text) -> list[int]:
         bos = self.tokenizer.bos_token_id
         adds = bos is not None and self.tokenizer("a").input_ids[:1] == [bos]
         return ([bos] if adds else []) + self.encode(text)
@@ -198,8 +200,8 @@ class Base(Renderer):
     def describe(self, poem): return self._head(f"{DESCRIBE}\n\nTitle: {poem.title}\nPoem: {poem.content}\n\nDescription:")
 
     def context(self, description):
-        has = description and description.strip()
-        return self._head(f"Description: {description.strip()}\n\nOutput:\n" if has else "Output:\n")
+        text = (description or "").strip()
+        return self._head(f"Description: {text}\n\nOutput:\n" if text else "Output:\n")
 
     def _description_text(self, description): return " " + description.strip()
 
@@ -226,11 +228,13 @@ class Chat(Renderer):
         mark = "\u2402{}\u2403"
         messages = [{"role": role, "content": mark.format(i)} for role, i in roles]
         kwargs = {"tokenize": False, "add_generation_prompt": generate, "enable_thinking": thinking}
-        try: text = self.tokenizer.apply_chat_template(messages, **kwargs)
-        except Exception:  # a template that knows no system role
-            if messages[0]["role"] != "system" or len(messages) < 2: raise
-            merged = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-            text = self.tokenizer.apply_chat_template([merged, *messages[2:]], **kwargs)
+        merged = {"role": "user", "content": "\n\n".join(m["content"] for m in messages[:2])}  # for a template that knows no system role
+        ways = [messages, [merged, *messages[2:]]][: 1 + (messages[0]["role"] == "system" and len(messages) > 1)]
+        for way in ways:
+            try: text = self.tokenizer.apply_chat_template(way, **kwargs)
+            except Exception as e: fault = first_line(e)  # whatever a template may raise
+            else: break
+        else: raise UserError(f"{self.tokenizer.name_or_path}: its chat template fails ({fault}); mend it, or use the `base` renderer")
         pieces = re.split(r"\u2402\d+\u2403", text)
         if len(pieces) == len(roles) + 1: return pieces
         raise UserError(f"{self.tokenizer.name_or_path}: its chat template leaves out a message; use the `base` renderer")
@@ -266,9 +270,8 @@ class Chat(Renderer):
                 {"role": "user", "content": f"{DESCRIBE}\n\nTitle: {poem.title}\nPoem: {poem.content}"}]
 
     def context(self, description):
-        has = description and description.strip()
-        return self.chat([{"role": "system", "content": POET},
-                          {"role": "user", "content": f"Description: {description.strip()}" if has else UNDESCRIBED}])
+        text = (description or "").strip()
+        return self.chat([{"role": "system", "content": POET}, {"role": "user", "content": f"Description: {text}" if text else UNDESCRIBED}])
 
 # %% ../nbs/lib/02_renderers.ipynb #bf5d14d4
 class Thinking(Chat):
@@ -322,11 +325,12 @@ class QuickTokenizer:
 
         self.name_or_path, self.chat_template, self._tokenizer = str(folder), template, Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.added_tokens_decoder = self._tokenizer.get_added_tokens_decoder()
+        self.cuts = self._tokenizer.truncation or self._tokenizer.padding  # its file asks for it, and transformers does not do it
         self._named = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if re.fullmatch(r"\w+_token", k) and isinstance(v, str | dict)}
         id_of = lambda name: self._tokenizer.token_to_id(self._named[name]) if name in self._named else None
         self.bos_token_id, self.eos_token_id = id_of("bos_token"), id_of("eos_token")
         self.all_special_ids = [i for name in self._named if (i := id_of(name)) is not None]
-        self._template = _template(template) if template else None
+        self._template: Any = _template(template) if template else None  # of jinja2
 
     def get_vocab(self) -> dict[str, int]: return self._tokenizer.get_vocab()
 
@@ -365,7 +369,7 @@ def quick_tokenizer(
     config, context = read_json(names["tokenizer_config"]), read_json(names["config"]).get("max_position_embeddings")
     file = folder / "chat_template.jinja"
     template = read_text(file) if file.is_file() else config.get("chat_template")
-    plain = config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast") and not {"truncation", "padding"} & {k for k, v in read_json(names["tokenizer"]).items() if v and k in ("truncation", "padding")}
-    if not (plain and isinstance(context, int) and isinstance(template, str | None)): return None
-    try: return QuickTokenizer(folder, config, template), context
+    if config.get("tokenizer_class") not in ("TokenizersBackend", "PreTrainedTokenizerFast") or not isinstance(context, int) or not isinstance(template, str | None): return None
+    try: tokenizer = QuickTokenizer(folder, config, template)
     except Exception: return None  # whatever it is, transformers says it better
+    return None if tokenizer.cuts else (tokenizer, context)

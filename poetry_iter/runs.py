@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -127,15 +128,15 @@ class Run:
 
     def add_checkpoint(
         self,
-        row: Checkpoint,
-    ) -> Checkpoint:
+        row: Checkpoint,  # with its name, and the name of its parent
+    ) -> Checkpoint:  # the row
         "Append a row to `checkpoints.jsonl`; a row of that name is replaced."
         _put(self.path / "checkpoints.jsonl", [row], ("name",))
         return row
 
     def checkpoints(self) -> list[Checkpoint]:
         "The rows of `checkpoints.jsonl`, the latest last."
-        return self.rows("checkpoints.jsonl")
+        return [Checkpoint(**row) for row in self.rows("checkpoints.jsonl")]
 
     def rows(
         self,
@@ -155,7 +156,7 @@ def _rows(path: Path) -> list[dict]:
     "The whole rows of a file that only grows; a last line that was cut off by a kill does not count."
     return read_jsonl(path, grows=True)
 
-def _put(path: Path, rows: list[dict], key: tuple[str, ...]) -> None:
+def _put(path: Path, rows: Sequence[Mapping[str, Any]], key: tuple[str, ...]) -> None:
     "Append rows, or put them in the place of those with the same key, whole or not at all."
     old, keys = _rows(path), lambda row: tuple(row.get(k) for k in key)
     new = {keys(row): row for row in rows}
@@ -255,7 +256,7 @@ def keep_reference(
     "Add runs to the two tables of a folder."
     rounds, poems, names = [], [], {run.name for run in runs}
     for run in runs:
-        metrics, checkpoints = run.rows("metrics.jsonl"), {c["round"]: c for c in run.checkpoints()}
+        metrics, checkpoints = run.rows("metrics.jsonl"), {c["round"]: c for c in run.checkpoints() if "round" in c}
         gains: dict[str, dict] = {}
         for n in sorted({row["round"] for row in metrics}):
             stages: dict[str, dict] = {}

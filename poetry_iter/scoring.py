@@ -9,7 +9,7 @@ __all__ = ['SCORES', 'Losses', 'Score', 'Scored', 'score', 'Estimate', 'bootstra
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -116,12 +116,12 @@ def score(
     for p, d in (key for plan in plans.values() for key in plan.values()):
         if (p, d) not in jobs: jobs[p, d] = lm.renderer.example(d, by_id[p].title, by_id[p].content)
     losses = dict(zip(jobs, lm.token_losses(list(jobs.values()), batch_size, progress)))
-    return [{**c, **_scores(plans.get(i), losses, jobs, by_id[c["poem_id"]])} for i, c in enumerate(candidates)]
+    return [cast(Scored, {**c, **_scores(plans.get(i), losses, jobs, by_id[c["poem_id"]])}) for i, c in enumerate(candidates)]
 
 def _scores(plan, losses, jobs, poem) -> dict[str, float | None]:
     if plan is None: return dict.fromkeys(SCORES)
-    found = {name: losses[plan[name]] if name in plan else None for name in ("own", "none", "cut", "other", "lent", "lent_none")}
-    x = Losses(**found, title=jobs[plan["own"]].title_tokens, size=len(f"Title: {poem.title}\nPoem: {poem.content}".encode()))
+    maybe = lambda name: losses[plan[name]] if name in plan else None
+    x = Losses(**{name: losses[plan[name]] for name in ("own", "none", "cut")}, other=maybe("other"), lent=maybe("lent"), lent_none=maybe("lent_none"), title=jobs[plan["own"]].title_tokens, size=len(f"Title: {poem.title}\nPoem: {poem.content}".encode()))
     return {name: s.of(x) for name, s in SCORES.items()}
 
 # %% ../nbs/lib/05_scoring.ipynb #52b2c89c

@@ -1,7 +1,10 @@
 """What the tests share: a small experiment of three stages in a project of its own, and the command line run on it."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +15,8 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+
+from poetry_iter.pipeline.command_line import main
 
 HOUSE = Path(__file__).resolve().parents[1]
 COMMAND = "import sys\nfrom poetry_iter.pipeline.command_line import main\nsys.exit(main())\n"
@@ -63,15 +68,28 @@ class Project:
                 kill_all(process)
 
     def cli(self, *args: str, **kwargs) -> subprocess.CompletedProcess:
-        process = self.start(*args, **kwargs)
-        out, err = process.communicate()
-        return subprocess.CompletedProcess(args, process.returncode, out, err)
+        """The command line: in this process, which saves the imports; in one of its own where the environment or the script is another."""
+        if kwargs or self.script.name != "command.py":
+            process = self.start(*args, **kwargs)
+            out, err = process.communicate()
+            return subprocess.CompletedProcess(args, process.returncode, out, err)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(self.path), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = main(list(args))
+            except SystemExit as e:
+                status = e.code
+        return subprocess.CompletedProcess(args, status, out.getvalue(), err.getvalue())
 
-    def stage(self, name: str, *sources: str) -> None:
-        """Write a stage of the small experiment."""
-        cells = [nbformat.v4.new_code_cell(s) for s in sources]
+    def order(self, text: str) -> None:
+        """Another order of the small experiment's stages."""
+        (self.path / "nbs/tiny/experiment.yaml").write_text(text)
+
+    def stage(self, name: str, *sources: str, folder: Path | None = None) -> None:
+        """Write a stage of the small experiment, or of one in a folder; a source that begins with # is text."""
+        cells = [nbformat.v4.new_markdown_cell(s) if s.startswith("#") else nbformat.v4.new_code_cell(s) for s in sources]
         cells[0].metadata["tags"] = ["parameters"]
-        folder = self.path / "nbs/tiny"
+        folder = folder or self.path / "nbs/tiny"
         folder.mkdir(parents=True, exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
 
@@ -86,26 +104,81 @@ class Project:
         return {(r["round"], r["name"]): r["value"] for r in rows}
 
 
-@pytest.fixture
-def tiny(tmp_path):
+def make_tiny(folder: Path) -> None:
     """A project with the small experiment, which needs no model."""
-    (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
-    (tmp_path / "command.py").write_text(COMMAND)
-    project = Project(tmp_path, tmp_path / "command.py")
+    (folder / "settings.ini").write_text("[DEFAULT]\n")
+    project = Project(folder, folder / "command.py")
     for name, sources in STAGES.items():
         project.stage(name, *sources)
-    (tmp_path / "nbs/tiny/experiment.yaml").write_text(EXPERIMENT)
+    (folder / "nbs/tiny/experiment.yaml").write_text(EXPERIMENT)
+
+
+def link_house(folder: Path) -> None:
+    """The real notebooks and data, seen from a root of its own, so that outputs/ is the test's."""
+    for name in ("settings.ini", "nbs", "data"):
+        (folder / name).symlink_to(HOUSE / name)
+
+
+def project_in(folder: Path) -> Project:
+    (folder / "command.py").write_text(COMMAND)
+    return Project(folder, folder / "command.py")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A project with the small experiment."""
+    make_tiny(tmp_path)
+    project = project_in(tmp_path)
     yield project
+    project.end()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The folder of a run of the small experiment that is complete: made once, for all who need one."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_tiny(folder)
+    project = project_in(folder)
+    done = project.cli("run", "tiny", "--run", "b", "-p", "step=7", "-p", "rounds=1")
+    assert done.returncode == 0, done.stderr
+    return project.run("b")
+
+
+@pytest.fixture
+def tiny_with_run(tiny, finished_run):
+    """A project with the small experiment, and the run `b` of it."""
+    shutil.copytree(finished_run, tiny.run("b"))
+    return tiny
+
+
+@pytest.fixture
+def folder_experiment(tmp_path_factory):
+    """A place to work in that is no project, and an experiment of two stages in a folder elsewhere."""
+    place, folder = tmp_path_factory.mktemp("place"), tmp_path_factory.mktemp("tower")
+    project = project_in(place)
+    (folder / "experiment.yaml").write_text(
+        "question: how high is the tower?\nfirst: [1_base]\neach: [2_brick]\nrounds: bricks\nestimate:\n  1_base: {rows: 1, tokens: 0}\n"
+    )
+    log = "from poetry_iter.runs import open_run\nopen_run(run_dir).log"
+    project.stage("1_base", "run_dir = 'x'  # folder of the run", f"{log}(0, 'base', {{'height': 0}})", folder=folder)
+    project.stage(
+        "2_brick",
+        "run_dir = 'x'  # folder of the run\nround = 1  # the first is 1\nbricks = 3  # [1, 9] to lay",
+        "## Plan",
+        "f'lay {bricks} bricks'",
+        "## Work",
+        f"{log}(round, 'brick', {{'height': 2 * round}})",
+        folder=folder,
+    )
+    yield project, folder
     project.end()
 
 
 @pytest.fixture
 def house(tmp_path):
-    """The real notebooks and data, seen from a root of its own, so that outputs/ is the test's."""
-    for name in ("settings.ini", "nbs", "data"):
-        (tmp_path / name).symlink_to(HOUSE / name)
-    (tmp_path / "command.py").write_text(COMMAND)
-    project = Project(tmp_path, tmp_path / "command.py")
+    """The real notebooks and data."""
+    link_house(tmp_path)
+    project = project_in(tmp_path)
     yield project
     project.end()
 

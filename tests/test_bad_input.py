@@ -27,7 +27,9 @@ POEM_FILES = {  # name: (content, what the sentence says)
     "no-text.jsonl": (row() + "\n" + json.dumps({"title": "B"}) + "\n", "line 3: no poem"),
     "number.jsonl": (json.dumps({"title": "B", "content": 7}), "line 1: `content` is int, expected text"),
     "list.jsonl": ("[1, 2]\n", "line 1: expected a JSON object"),
-    "wrong.csv": ("title,content\n", "poems are .jsonl, .json or .txt files, found '.csv'"),
+    "empty.csv": ("title,content\n", "no poem in it"),
+    "wrong.doc": ("a poem", "poems are .jsonl, .json, .txt, .csv, .tsv, .parquet or .arrow files, found '.doc'"),
+    "columns.csv": ("title,stanza\nA,b\n", "no column for the poem; found title, stanza"),
     "html.jsonl": (row(content="a<br>b"), "HTML"),
     "object.json": ("[1]", "row 1: expected an object"),
     "not-a-number.jsonl": (row()[:-2] + ', "score": NaN}', "line 1: `score` holds what is no JSON"),
@@ -71,7 +73,7 @@ SETTINGS = {  # what is given: what the sentence says
     "run_dir=x": "run_dir: the runner gives it",
     "num_candidates": "expected name=value",
     "poems=nowhere.jsonl": "nowhere.jsonl: there is no such file",
-    "poems=nbs/loop": "no .jsonl, .json or .txt file in this folder",
+    "poems=nbs/loop": "no .jsonl, .json, .txt, .csv, .tsv, .parquet or .arrow file in this folder",
     "model=data/nowhere": "model data/nowhere: there is no such folder",
     "model=nowhere": "model nowhere: there is no such folder",
     "model=nbs": "the folder has no config",
@@ -152,10 +154,11 @@ def test_a_wrong_experiment_profile_or_run(refused, tmp_path_factory):
     assert "ends in .jsonl" in refused("poems", "fetch", "Keats", "--out", "keats.txt")
 
 
-def test_outside_of_the_project(tmp_path_factory, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    assert main(["run", "loop"]) == 2
-    assert "no settings.ini" in capsys.readouterr().err
+def test_outside_of_the_project(tmp_path, monkeypatch, capsys):
+    """What comes with the package is found; what a person names is looked for where the person stands."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "loop", "-p", "poems=mine.jsonl"]) == 2
+    assert f"{tmp_path}/mine.jsonl: there is no such file" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_model_folder_that_is_not_whole(tmp_path, monkeypatch):
@@ -210,9 +213,9 @@ def test_poems_check_says_what_the_loop_would_keep(house, tmp_path, capsys, monk
     assert said[-1] == "1 kept in 1 families of near-duplicates, 2 dropped"
 
 
-def test_a_broken_run_does_not_hide_the_others(tiny):
-    assert tiny.cli("run", "tiny", "--run", "a", "-p", "rounds=1").returncode == 0
-    config = (tiny.run("a") / "config.json").read_text()
+def test_a_broken_run_does_not_hide_the_others(tiny_with_run):
+    tiny = tiny_with_run
+    config = (tiny.run("b") / "config.json").read_text()
     for n, content in enumerate((config[:40], "", "[]", "null", "{}", '{"experiment": "tiny"}')):
         folder = tiny.path / f"outputs/broken{n}"
         folder.mkdir()
@@ -223,8 +226,8 @@ def test_a_broken_run_does_not_hide_the_others(tiny):
     listed = tiny.cli("runs").stdout
     assert listed.count("cannot be read") == 6 and "complete" in listed
     assert "no unfinished run" in tiny.cli("run", "tiny", "--resume").stderr
-    (tiny.run("a") / "metrics.jsonl").write_text("[1]\n")
-    done = tiny.cli("runs", "compare", "a", "a")
+    (tiny.run("b") / "metrics.jsonl").write_text("[1]\n")
+    done = tiny.cli("runs", "compare", "b", "b")
     assert done.returncode == 2 and "metrics.jsonl, line 1: expected a JSON object" in done.stderr
 
 
@@ -249,6 +252,142 @@ def test_every_candidate_of_every_poem_is_cut(house):
     ledger = [json.loads(line) for line in (house.run("cut") / "round_001/ledger.jsonl").read_text().splitlines()]
     assert ledger and {r["ended"] for r in ledger} == {"cut"} and not {"winner"} & {r["verdict"] for r in ledger}
     assert done.returncode == 2 and "nothing to train on" in done.stderr.splitlines()[-1]
+
+
+def test_a_run_refused_in_its_first_stage_gives_its_name_back(tiny):
+    tiny.stage(
+        "1_start",
+        "run_dir = 'x'  # folder\nseed = 0  # of everything",
+        "from poetry_iter.core import UserError, write_text",
+        "write_text(f'{run_dir}/kept.txt', 'x') if seed == 2 else None",
+        "if seed: raise UserError('no seed will do')\nprint(run_dir)",
+    )
+    tiny.order("first: [1_start]")
+    done = tiny.cli("run", "tiny", "--run", "a", "-p", "seed=1")
+    assert done.returncode == 2 and "no seed will do" in done.stderr
+    assert not tiny.run("a").exists() and "no unfinished run" in tiny.cli("run", "tiny", "--resume").stderr
+    assert tiny.cli("run", "tiny", "--run", "a", "-p", "seed=2").returncode == 2
+    assert [p.name for p in tiny.run("a").iterdir()] == ["kept.txt"]
+    done = tiny.cli("run", "tiny", "--run", "a")  # the same name, other parameters
+    assert done.returncode == 0, done.stderr
+    assert not list(tiny.run("a").rglob(".lock"))
+
+
+def test_what_a_killed_runner_leaves_is_taken_away(tiny):
+    tiny.run("a").mkdir(parents=True)
+    for name in ("2_add.running.ipynb", ".lock"):
+        (tiny.run("a") / name).write_text("")
+    tiny.order("first: [1_start]")
+    assert tiny.cli("run", "tiny", "--run", "a").returncode == 0
+    assert not [p for p in tiny.run("a").rglob("*") if p.name.endswith((".running.ipynb", ".lock"))]
+
+
+BROKEN_HOUSES = {  # what is broken: (file, content, what the sentence says)
+    "a stage that is a list": ("nbs/tiny/2_add.ipynb", "[]", "2_add.ipynb: not a notebook"),
+    "a stage that is cut": ("nbs/tiny/2_add.ipynb", '{"cells": [', "2_add.ipynb, line 1: not JSON"),
+    "parameters that are no Python": (
+        "nbs/tiny/1_start.ipynb",
+        '{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "seed = ("}]}',
+        "1_start.ipynb: the parameters cell is not Python",
+    ),
+    "a domain that there is not": (
+        "nbs/tiny/1_start.ipynb",
+        '{"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": "seed = 0  # {selection.LEGS} x"}]}',
+        "poetry_iter has nothing of that name",
+    ),
+    "no order": ("nbs/tiny/experiment.yaml", "question: why\n", "no stage in it"),
+    "a word that there is not": ("nbs/tiny/experiment.yaml", "first: [1_start]\nround: 2\n", "round: no such line (did you mean rounds?)"),
+    "rounds that nobody declares": ("nbs/tiny/experiment.yaml", "first: [1_start]\neach: [2_add]\nrounds: laps\n", "expression 'laps'"),
+    "a run without parameters": (
+        "outputs/a/config.json",
+        '{"experiment": "tiny", "parameters": {}}',
+        "config.json: no nap, note, rounds, seed, step, stop_after among its parameters",
+    ),
+    "a .env that is no text": (".env", b"KEY=caf\xe9\n", ".env: not UTF-8"),
+    "outputs that is a file": ("outputs", "", "outputs: no folder that can be written"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_HOUSES)
+def test_a_broken_house_is_told_in_a_sentence(tiny, capsys, monkeypatch, case):
+    file, content, told = BROKEN_HOUSES[case]
+    (tiny.path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tiny.path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.chdir(tiny.path)
+    assert main(["run", "tiny", "--run", "a", *(["--resume"] if file.startswith("outputs/") else [])]) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("threads", ["4,2", "none", "0", "-1"])
+def test_threads_that_are_no_number(tiny, capsys, monkeypatch, threads):
+    monkeypatch.chdir(tiny.path)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert main(["run", "tiny", "--run", "a"]) == 2 and f"found '{threads}'" in capsys.readouterr().err
+    assert not tiny.run("a").exists()
+
+
+def test_a_run_that_is_a_link(tiny, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (tiny.path / "outputs").mkdir()
+    for name, target in (("there", elsewhere), ("nowhere", elsewhere / "none"), ("itself", tiny.run("itself"))):
+        tiny.run(name).symlink_to(target)
+    tiny.order("first: [3_end]")
+    assert tiny.cli("run", "tiny", "--run", "there").stdout == "outputs/there/report.html\n" and (elsewhere / "report.html").exists()
+    for name in ("nowhere", "itself"):
+        done = tiny.cli("run", "tiny", "--run", name)
+        assert done.returncode == 2 and "cannot be made" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_closed_standard_output(tiny):
+    done = subprocess.run(f"exec {sys.executable} {tiny.script} runs >&-", shell=True, cwd=tiny.path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("template", ["{{ unclosed", "{{ raise_exception('no') }}", "{{ messages[9].x.y }}"])
+def test_a_broken_chat_template(tmp_path, monkeypatch, template):
+    from transformers import AutoTokenizer
+
+    from poetry_iter.renderers import get_renderer
+
+    model = tmp_path / "model"
+    shutil.copytree(HOUSE / "data/model", model)
+    (model / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match="its chat template fails"):
+        get_renderer("chat", AutoTokenizer.from_pretrained(model))
+    if "unclosed" not in template:  # seen before any work; one that cannot be compiled is left to transformers
+        with pytest.raises(UserError, match="its chat template fails"):
+            check_model(str(model), {"renderer": "chat"})
+
+
+def test_write_refuses_an_output_before_it_works(house, monkeypatch, capsys):
+    monkeypatch.chdir(house.path)
+    (house.path / "poems").mkdir()
+    for out, told in (
+        ("poems", "a folder, where a file was expected"),
+        ("new/", "a folder, where a file was expected"),
+        ("settings.ini/poem.json", "settings.ini is no folder"),
+    ):
+        assert main(["write", "a poem about a lock", "--out", out]) == 2 and told in capsys.readouterr().err
+
+
+def test_no_key_in_a_notebook(tiny):
+    secret = "sk-open-sesame-0123456789"
+    tiny.order("first: [1_start]")
+    tiny.stage(
+        "1_start",
+        "run_dir = 'x'  # folder\nseed = 0  # of everything",
+        "import os",
+        "print(run_dir, os.environ['SOME_API_KEY'])",
+        "if seed: raise ValueError('401: the key ' + os.environ['SOME_API_KEY'])",
+    )
+    env = {"SOME_API_KEY": secret}
+    failed = tiny.cli("run", "tiny", "--run", "a", "-p", "seed=1", env=env)
+    assert failed.returncode == 1 and "401: the key …" in failed.stderr
+    assert tiny.cli("run", "tiny", "--run", "b", env=env).returncode == 0
+    assert "401: the key …" in (tiny.run("a") / "1_start.failed.ipynb").read_text()
+    files = [p for p in (tiny.path / "outputs").rglob("*") if p.is_file()]
+    assert len(files) >= 4 and not [p for p in files if secret in p.read_text()]
 
 
 FULL = """
@@ -292,6 +431,7 @@ def test_no_space_left(tiny, size):
 )
 def test_no_space_left_as_libraries_tell_it(tiny, error):
     """safetensors and torch raise errors of their own in the kernel."""
+    tiny.order("first: [3_end]")
     tiny.stage("3_end", "run_dir = 'x'  # folder\nrounds = 2  # how many", f"raise {error}")
     done = tiny.cli("run", "tiny", "--run", "a", "-p", "rounds=1")
     assert done.returncode == 2 and "cannot write in outputs/a: " in done.stderr.splitlines()[-1] and "go on with --resume" in done.stderr

@@ -20,7 +20,7 @@ from poetry_iter.pipeline.experiments import (
     read_profile,
     read_stage,
 )
-from poetry_iter.pipeline.parameters import GIVEN, Choices, Interval, names_in, resolve
+from poetry_iter.pipeline.parameters import GIVEN, Choices, Range, names_in, resolve
 from poetry_iter.pipeline.plans import reckon
 
 HOUSE = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ def test_the_stages_of_an_experiment_agree(folder):
     for k, p in everything.items():
         if isinstance(p.domain, Choices):
             assert len(p.domain.all()) > 1
-        if isinstance(p.domain, Interval) and isinstance(p.domain.high, str):
+        if isinstance(p.domain, Range) and isinstance(p.domain.high, str):
             assert p.domain.high in everything, f"{k}: {p.domain} names no parameter"
     needed = {name for rule in experiment.rules.values() for name in names_in(rule["holds"])} | names_in(experiment.rounds) | experiment.skips.keys()
     assert needed <= everything.keys()
@@ -201,7 +201,11 @@ def test_no_public_name_is_exported_twice():
 def test_each_module_has_one_notebook():
     made = [re.search(r"#\| default_exp (\S+)", "\n".join(c.source for c in cells(path)))[1] for path in MODULES]
     assert sorted({m for m in made if made.count(m) > 1}) == []
-    modules = [p.relative_to(HOUSE / "poetry_iter").with_suffix("").as_posix().replace("/", ".") for p in (HOUSE / "poetry_iter").rglob("*.py") if not p.name.startswith("_")]
+    modules = [
+        p.relative_to(HOUSE / "poetry_iter").with_suffix("").as_posix().replace("/", ".")
+        for p in (HOUSE / "poetry_iter").rglob("*.py")
+        if not p.name.startswith("_")
+    ]
     assert sorted(made) == sorted(modules)
 
 
@@ -223,7 +227,13 @@ def arrows() -> list[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 base = list(parts[: len(parts) - node.level]) if node.level else []
-                full = [*base, *(node.module or "").split(".")] if node.level else (node.module or "").split(".")[1:] if (node.module or "").startswith("poetry_iter") else None
+                full = (
+                    [*base, *(node.module or "").split(".")]
+                    if node.level
+                    else (node.module or "").split(".")[1:]
+                    if (node.module or "").startswith("poetry_iter")
+                    else None
+                )
                 for target in [] if full is None else [p for p in full if p][:1] or [a.name for a in node.names]:
                     if target != own and target not in ARROWS[own]:
                         faults.append(f"{'/'.join(parts)} imports {target}")
@@ -232,3 +242,54 @@ def arrows() -> list[str]:
 
 def test_arrows_point_one_way():
     assert arrows() == []
+
+
+# ------------------------------------------------------------------ one seam to the engines
+
+BEHIND = {"torch", "peft", "transformers", "trl", "accelerate", "bitsandbytes", "unsloth"}  # packages
+INSIDE = {"lm", "get_base_model", "peft_config", "get_output_embeddings", "from_pretrained", "load_adapter"}  # attributes of what they give
+FILES = ("adapter_model.safetensors", "adapter_config.json", "made_with.json")
+MAKES_MODELS = {"embedded/pretraining.py", "embedded/corpus.py"}  # the model that ships is made from nothing, with torch
+
+
+def leaks(source: str) -> list[str]:
+    "What in a module reaches behind the seam."
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        modules = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom) and not node.level
+            else []
+        )
+        found += [f"line {node.lineno} imports {m}" for m in modules if m.split(".")[0] in BEHIND]
+        if isinstance(node, ast.Attribute) and node.attr in INSIDE:
+            found.append(f"line {node.lineno} reads .{node.attr}")
+        if isinstance(node, ast.Constant) and node.value in FILES:
+            found.append(f"line {node.lineno} knows {node.value}")
+    return found
+
+
+def behind_the_seam(path: Path) -> bool:
+    name = path.relative_to(HOUSE / "poetry_iter").as_posix()
+    return name.startswith("engines/") or name in MAKES_MODELS or path.name.startswith("_")
+
+
+def test_nobody_reaches_behind_the_seam():
+    modules = [p for p in sorted((HOUSE / "poetry_iter").rglob("*.py")) if not behind_the_seam(p)]
+    assert len(modules) > 30
+    assert {p.name: found for p in modules if (found := leaks(p.read_text()))} == {}
+    stages = {
+        name(p): [x for c in cells(p) for x in leaks("\n".join(line for line in c.source.split("\n") if not line.startswith("%")))]
+        for p in STAGES
+        if p.parent.name != "embedded"
+    }
+    assert {k: v for k, v in stages.items() if v} == {}
+
+
+def test_the_seam_is_guarded():
+    "The guard finds a fault that is planted in a room."
+    planted = 'import torch.nn as nn\nfrom peft import PeftModel\nx = model.lm\npath = folder / "adapter_model.safetensors"\n'
+    assert [f.split(" ", 2)[2] for f in leaks(planted)] == ["imports torch.nn", "imports peft", "reads .lm", "knows adapter_model.safetensors"]
+    assert leaks("from poetry_iter.engine import open_engine\nlm = open_engine()") == []

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from conftest import wait_for
+from conftest import HOUSE, wait_for
 
+from poetry_iter.core import house as house_folder
+from poetry_iter.core import workplace
 from poetry_iter.pipeline.command_line import main
+from poetry_iter.pipeline.experiments import get_experiment
+from poetry_iter.pipeline.plans import plan_run
 
 WHOLE = ["1_start.ipynb", "3_end.ipynb", "round_001/2_add.ipynb", "round_002/2_add.ipynb"]
 
@@ -27,7 +32,7 @@ def injected(path: Path) -> str:
     return "".join(c.source for c in nbformat.read(path, 4).cells if "injected-parameters" in c.metadata.get("tags", []))
 
 
-def test_a_run_from_start_to_report(tiny):
+def test_a_run_from_start_to_report(tiny, finished_run):
     done = tiny.cli("run", "tiny", "--run", "a", "-p", "step=5", "-p", "note=007")
     assert (done.returncode, done.stdout) == (0, "outputs/a/report.html\n"), done.stderr
     assert tiny.notebooks("a") == WHOLE
@@ -64,11 +69,55 @@ def test_a_run_from_start_to_report(tiny):
     assert tiny.metrics("a") == metrics
 
     # and side by side with another
-    assert tiny.cli("run", "tiny", "--run", "b", "-p", "step=7", "-p", "rounds=1").returncode == 0
+    shutil.copytree(finished_run, tiny.run("b"))
     listed = tiny.cli("runs").stdout.splitlines()
-    assert [line.split()[:3] for line in listed] == [["a", "tiny", "complete"], ["b", "tiny", "complete"]]
+    assert sorted(line.split()[:3] for line in listed) == [["a", "tiny", "complete"], ["b", "tiny", "complete"]]
     table = [line.split()[-3:] for line in tiny.cli("runs", "compare", "a", "b").stdout.splitlines()]
     assert ["step", "5", "7"] in table and ["add/sum", "10", "7"] in table
+
+
+def test_an_experiment_in_a_folder_needs_no_change_to_the_library(folder_experiment):
+    project, folder = folder_experiment
+    done = project.cli("run", str(folder), "--dry-run", "-p", "bricks=3")
+    assert done.returncode == 0, done.stderr
+    assert "how high is the tower?" in done.stdout and "2_brick" in done.stdout and "lay 3 bricks" in done.stdout
+    assert not (project.path / "outputs").exists(), "a dry run leaves nothing behind"
+    done = project.cli("run", str(folder), "--run", "a", "-p", "bricks=3")
+    assert (done.returncode, done.stdout) == (0, "outputs/a\n"), done.stderr  # it has no report
+    assert project.metrics("a") == {(0, "height"): 0, (1, "height"): 2, (2, "height"): 4, (3, "height"): 6}
+    assert project.cli("runs").stdout.split()[:3] == ["a", str(folder), "complete"]
+    wrong = project.cli("run", str(folder), "-p", "bricks=10")
+    assert wrong.returncode == 2 and "bricks: expected a number in [1, 9], found 10" in wrong.stderr
+    (folder / "experiment.yaml").write_text("first: [1_base, 3_none]\n")
+    assert "3_none.ipynb: there is no such file" in project.cli("run", str(folder)).stderr
+
+
+def test_stages_that_declare_one_name_declare_it_alike(tiny):
+    tiny.stage("3_end", "run_dir = 'x'  # folder\nrounds = 2  # [1, 99] how many\nstep = 1  # [1, inf) other", "print(run_dir, rounds, step)")
+    done = tiny.cli("run", "tiny")
+    assert done.returncode == 2 and "step: 2_add declares 1 in [0, inf), 3_end declares 1 in [1, inf); expected the same in both" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["loop", "embedded", "verse"])
+def test_a_dry_run_of_every_experiment_is_a_plan(house, monkeypatch, name):
+    monkeypatch.chdir(house.path)
+    plan = plan_run(name)
+    assert [s.stage for s in plan.steps] == list(get_experiment(name).stages)
+    assert plan.dollars == 0 and all(s.rows is not None or s.text for s in plan.steps)
+    assert "memory: " in str(plan) and not (house.path / "outputs").exists()
+
+
+def test_a_plan_tells_the_time_of_an_earlier_run(tiny_with_run):
+    done = tiny_with_run.cli("run", "tiny", "--dry-run", "-p", "rounds=4")
+    assert done.returncode == 0 and "time: as long as b took" in done.stdout, done.stderr
+    assert [p.name for p in (tiny_with_run.path / "outputs").iterdir()] == ["b"]
+
+
+def test_the_loop_can_be_run_from_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert workplace() == tmp_path and house_folder() == HOUSE
+    assert plan_run("loop").steps and main(["runs"]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_profile_by_name_and_by_file(tiny):
@@ -146,6 +195,7 @@ def test_a_runner_that_is_killed_and_resumed_leaves_the_same_bytes(tiny):
 
 
 def test_another_kernel_of_that_name_is_not_used(tiny):
+    tiny.order("first: [1_start]")
     folder = tiny.path / "jupyter/kernels/python3"
     folder.mkdir(parents=True)
     (folder / "kernel.json").write_text(json.dumps({"argv": ["/bin/false", "{connection_file}"], "display_name": "wrong", "language": "python"}))
@@ -154,8 +204,6 @@ def test_another_kernel_of_that_name_is_not_used(tiny):
         "tiny",
         "--run",
         "a",
-        "-p",
-        "rounds=1",
         env={"JUPYTER_PATH": str(tiny.path / "jupyter"), "JUPYTER_DATA_DIR": str(tiny.path / "jupyter")},
     )
     assert done.returncode == 0, done.stderr
@@ -163,11 +211,10 @@ def test_another_kernel_of_that_name_is_not_used(tiny):
 
 
 def test_a_terminal_sees_a_bar(tiny):
+    tiny.order("first: [1_start, 3_end]")
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
-    process = subprocess.Popen(
-        [sys.executable, tiny.script, "run", "tiny", "--run", "a", "-p", "rounds=1"], cwd=tiny.path, stderr=theirs, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, tiny.script, "run", "tiny", "--run", "a"], cwd=tiny.path, stderr=theirs, stdout=subprocess.DEVNULL)
     os.close(theirs)
     seen = b""
     while True:
@@ -181,7 +228,7 @@ def test_a_terminal_sees_a_bar(tiny):
     os.close(ours)
     assert process.wait() == 0
     text = seen.decode(errors="replace")
-    assert "a: 0/3" in text and "a: 2/3" in text and "1_start" in text and "s left" in text and "Traceback" not in text
+    assert "a: 0/2" in text and "a: 1/2" in text and "1_start" in text and "s left" in text and "Traceback" not in text
 
 
 def test_help_is_quick_because_it_imports_nothing_heavy(tiny):

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from poetry_iter.core import root, shared_data
 from poetry_iter.poems import Poem, clean, load_poems
-from poetry_iter.renderers import RENDERERS, Completion, get_renderer
+from poetry_iter.renderers import RENDERERS, Completion, Ended, Parsed, get_renderer, quick_tokenizer
 
 MARKERS = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|pad|>", "<think>", "</think>", "Title: ", "Poem: ", "Description:", "Output:\n", "\n\n", "␂0␃"]
 text = st.lists(st.one_of(st.sampled_from(MARKERS), st.text(max_size=12)), max_size=12).map("".join)
@@ -43,11 +43,46 @@ def test_any_text_comes_back(tokenizer, name, description, title, content):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(description=text, thinking=text)
 def test_descriptions_come_back(tokenizer, name, description, thinking):
-    renderer, poem = get_renderer(name, tokenizer), Poem("Ebb", "The boats lie down.")
+    renderer, poem, description = get_renderer(name, tokenizer), Poem("Ebb", "The boats lie down."), clean(description)  # NFC, as the tokenizer makes it
     example = renderer.describe_example(poem, description, thinking)
     assert example.tokens[: len(renderer.describe(poem))] == renderer.describe(poem)
     assert example.targets[-1] == renderer.end and renderer.end not in example.targets[:-1]
-    assert renderer.decode(example.targets[:-1]).strip() == description.strip()
+    assert renderer.decode(example.targets[:-1]).strip() == description
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=text, ended=st.sampled_from(["stop", "length"]), special=st.booleans())
+def test_any_answer_is_a_value(tokenizer, name, answer, ended, special):
+    """Whatever a model says is parsed, and how it ended has a name."""
+    renderer = get_renderer(name, tokenizer)
+    tokens = tokenizer.encode(answer, add_special_tokens=False) if special else renderer.encode(answer)
+    said = Completion(renderer.decode(tokens), ended, [*tokens, renderer.end])
+    for parsed in (renderer.parse_poem(said), renderer.parse_description(said)):
+        assert isinstance(parsed, Parsed) and isinstance(parsed.ended, Ended) and parsed.ok == (parsed.ended == "complete") and (parsed.value or not parsed.ok)
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(description=text, title=text, content=text)
+def test_the_quick_tokenizer_has_the_same_tokens(tokenizer, name, description, title, content):
+    quick, context = quick_tokenizer(root() / "data/model")
+    slow, fast, poem = get_renderer(name, tokenizer), get_renderer(name, quick), Poem(" ".join(clean(title).split()), clean(content))
+    assert context == 2048 and fast.describe(poem) == slow.describe(poem)
+    assert fast.example(description, poem.title, poem.content) == slow.example(description, poem.title, poem.content)
+    assert fast.longest(poem, 7) <= fast.at_most(poem, 7)
+
+
+def test_no_quick_tokenizer_of_another_kind(tmp_path):
+    """A tokenizer that transformers changes while it loads it is left to transformers."""
+    for f in (root() / "data/model").glob("*.j*"):
+        (tmp_path / f.name).write_text(f.read_text())
+    assert quick_tokenizer(tmp_path)
+    for name, old, new in (("tokenizer_config.json", "TokenizersBackend", "LlamaTokenizer"), ("chat_template.jinja", "", "{% generation %}"), ("tokenizer.json", "{", "")):
+        whole = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(whole.replace(old, new, 1) if old else whole + new)
+        assert quick_tokenizer(tmp_path) is None, name
+        (tmp_path / name).write_text(whole)
 
 
 @pytest.mark.parametrize("name", RENDERERS)

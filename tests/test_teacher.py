@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from poetry_iter.core import UserError
-from poetry_iter.teacher import client, providers
+from poetry_iter.teacher import calls
 from poetry_iter.teacher.client import make_teacher
-from poetry_iter.teacher.requests import Request
+from poetry_iter.teacher.requests import Request, worst
 
 sys.path.insert(0, os.path.dirname(__file__))
 from vendor_server import KEY, serve
@@ -37,8 +37,8 @@ def quick(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text(f"ANTHROPIC_API_KEY={KEY}\nOPENAI_API_KEY='{KEY}'\n")
     monkeypatch.chdir(tmp_path)
     pauses = []
-    real = providers.pause
-    monkeypatch.setattr(client, "pause", lambda trouble, attempt: pauses.append(real(trouble, attempt)) or 0)
+    real = calls.pause
+    monkeypatch.setattr(calls, "pause", lambda trouble, attempt: pauses.append(real(trouble, attempt)) or 0)
     return pauses
 
 
@@ -164,14 +164,15 @@ def test_rows_of_a_batch_that_expire_or_err_are_asked_again(vendor):
     assert (answer.ended, answer.value) == ("expired", None)
 
 
-def test_polling_survives_errors(vendor, monkeypatch):
-    import anthropic
-
-    monkeypatch.setattr(anthropic.Anthropic, "_calculate_retry_timeout", lambda *a, **k: 0)
-    vendor.faults.extend([None, "get:529", "get:500", "get:429"])
+def test_polling_survives_errors(vendor, quick):
+    vendor.faults.extend([None, "get:529", "get:500", "get:429", "get:wait for ever"])
     vendor.batch_polls = 3
     assert [a.ended for a in ask(vendor, batch=True).ask(requests(2))] == ["complete"] * 2
-    assert vendor.count("batch") == 1
+    assert vendor.count("batch") == 1 and quick[2] == 1.0 and quick[3] <= 8
+    vendor.faults.extend([None, "get:wait a day"])
+    with pytest.raises(UserError, match=r"it asks to come back in 24\.0 hours"):
+        ask(vendor, batch=True).ask(requests(3))
+    assert [a.ended for a in ask(vendor, batch=True).ask(requests(3))] == ["complete"] * 3 and vendor.count("batch") == 2
 
 
 def test_a_batch_whose_id_was_never_heard_is_found(vendor):
@@ -184,7 +185,7 @@ def test_a_batch_whose_id_was_never_heard_is_found(vendor):
 @pytest.mark.parametrize("batch", [False, True])
 def test_the_cap_is_never_passed(vendor, batch):
     vendor.answer = lambda body: "a gutter, " * 400
-    one = ask(vendor, batch=batch)._dollars(ask(vendor).provider.body(requests(1)[0]))
+    one = worst(ask(vendor).provider.price, ask(vendor).provider.body(requests(1)[0]), batch)
     t = ask(vendor, cap=one * 2.5, batch=batch, concurrency=8)
     answers = t.ask(requests(20), partial=True)
     ended = [a.ended for a in answers]
@@ -233,7 +234,7 @@ def test_what_only_the_user_can_mend(vendor, monkeypatch, env, error):
 
 
 def test_what_was_not_sent_is_not_reserved(vendor, monkeypatch):
-    monkeypatch.setattr("poetry_iter.teacher.client.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))  # the others wait for their turn
+    monkeypatch.setattr("poetry_iter.teacher.calls.ThreadPoolExecutor", lambda n: ThreadPoolExecutor(1))  # the others wait for their turn
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-wrong-key-98765")
     t = ask(vendor)
     with pytest.raises(UserError, match="the key is wrong"):
@@ -254,7 +255,7 @@ def test_the_persona_goes_through_the_vendors_cache(vendor):
     t = ask(vendor, concurrency=1)
     usage = [a.usage for a in t.ask(rows)]
     assert [u["cache_write"] > 0 for u in usage] == [True, False, False] and [u["cache_read"] > 0 for u in usage] == [False, True, True]
-    assert vendor.seen[0][1]["system"][0]["cache_control"] == {"type": "ephemeral"}
+    assert next(b for k, b in vendor.seen if k == "messages")["system"][0]["cache_control"] == {"type": "ephemeral"}
     assert t.spent == pytest.approx(vendor.billed)
 
 
@@ -286,14 +287,17 @@ def in_a_child(url, where):
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     try:
-        t = make_teacher("anthropic", MODEL, cap_dollars=1, base_url=url, progress=False, poll_seconds=0.01, batch=where != "direct", concurrency=2)
+        t = make_teacher("anthropic", MODEL, cap_dollars=1, base_url=url, progress=False, poll_seconds=0.01, batch=where not in ("direct", "raw"), concurrency=2)
         submit, put, stored = t.provider.submit, t.store.put, []
 
         def die(*args):
             os.kill(os.getpid(), signal.SIGKILL)
 
         if where == "submit":  # the vendor has taken the batch, its id is not written
-            t.provider.submit = lambda bodies: (submit(bodies), die())
+            t.provider.submit = lambda bodies, name: (submit(bodies, name), die())
+        if where == "raw":  # the third answer is on the disk, nothing has read it
+            put_raw, came = t.store.put_raw, []
+            t.store.put_raw = lambda *args: (put_raw(*args), came.append(1), die() if len(came) == 3 else None)
         if where == "poll":
             t.provider.poll = die
         if where == "read":  # the results are here, none is read
@@ -361,3 +365,289 @@ def test_a_ledger_that_was_cut_in_half_is_read(vendor, tmp_path):
     assert ask(vendor).spent == spent
     assert [a.ended for a in ask(vendor).ask(requests(3))] == ["complete"] * 3
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+# --- money: what a vendor, a proxy or a net may do, and what it costs
+
+
+def kept(tmp_path, folder="outputs/teacher/answers"):
+    return [json.loads(f.read_text()) for f in sorted((tmp_path / folder).rglob("*.json"))]
+
+
+def ledger_rows(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "outputs/teacher/ledger.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_key_that_is_said_again_stands_nowhere(vendor, tmp_path, batch):
+    """In no sentence, no traceback as a notebook shows it, with the variables or without, no file."""
+    from IPython.core.ultratb import AutoFormattedTB
+
+    vendor.models = "missing"
+    vendor.faults.append("echo the key")
+    with pytest.raises(UserError, match=r"the key is wrong \(401: invalid x-api-key …\)") as e:
+        ask(vendor, batch=batch).ask(requests())
+    shown = "\n".join(AutoFormattedTB(mode="Verbose", theme_name="nocolor").structured_traceback(e.type, e.value, e.tb))
+    assert KEY not in shown and e.value.__suppress_context__
+    vendor.answer = lambda body: f"Your key is {KEY}."
+    assert [a.ended for a in ask(vendor, batch=batch).ask(requests(2))] == ["complete"] * 2
+    files = [f for f in tmp_path.rglob("*") if f.is_file() and f.name != ".env"]
+    assert files and not [f for f in files if KEY.encode() in f.read_bytes()]
+
+
+def test_keys_are_scrubbed_wherever_they_come_from(tmp_path, monkeypatch):
+    from poetry_iter.core import scrub
+
+    odd = 'odd"and\\long-enough'
+    monkeypatch.setenv("PARLOUR_TOKEN", odd)
+    assert scrub(f"{json.dumps(odd)} odd%22and%5Clong-enough {odd}") == '"…" … …'
+    assert scrub(KEY) == "…"
+    (tmp_path / ".env").write_bytes(b"ANTHROPIC_API_KEY=d\xfcrr\n")
+    assert scrub("odd%22and%5Clong-enough") == "…"
+    with pytest.raises(UserError, match=r"\.env: not UTF-8"):
+        make_teacher("anthropic", MODEL, cap_dollars=1, base_url="http://127.0.0.1:9", progress=False).ask(requests())
+
+
+@pytest.mark.parametrize("fault", ["odd ending", "half a character", "odd type", "no result", "odd name"])
+def test_an_odd_row_of_a_batch_takes_nothing_with_it(vendor, tmp_path, fault):
+    vendor.row_faults.extend([None, fault])
+    t = ask(vendor, batch=True)
+    answers = t.ask(requests(4))
+    assert [a.ended for a in answers] == ["complete", "malformed", "complete", "complete"]
+    assert answers[1].reason and vendor.billed <= t.spent <= 4 * worst(t.provider.price, t.provider.body(requests(1)[0]), True)
+    assert len(list((tmp_path / "outputs/teacher/batches").iterdir())) == 1
+    again = ask(vendor, batch=True)
+    assert [a.ended for a in again.ask(requests(4))] == [a.ended for a in answers]  # it is not asked for again, and locks nothing
+    assert (vendor.count("batch"), again.calls, again.ledger.open) == (1, 0, {})
+
+
+@pytest.mark.parametrize("fault", ["odd ending", "half a character"])
+def test_an_odd_answer_is_kept_with_its_text(vendor, tmp_path, fault):
+    vendor.faults.extend([None, fault])
+    t = ask(vendor, concurrency=1)
+    answers = t.ask(requests(3))
+    assert [a.ended for a in answers] == ["complete", "malformed", "complete"]
+    assert "Poem 1" in answers[1].text and ("out_of_ink" in answers[1].reason or "half a character" in answers[1].reason)
+    assert (vendor.count("messages"), t.spent) == (3, pytest.approx(vendor.billed))
+    assert len([f for f in (tmp_path / "outputs/teacher/raw").rglob("*-*")]) == 3  # the bytes as they came
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_results_that_end_early_are_read_again_and_never_paid_again(vendor, times):
+    vendor.ends_early, vendor.loses_rows = times, 2
+    t = ask(vendor, batch=True, tries=3)
+    if times == 99:
+        with pytest.raises(UserError, match=r"4 of 6 rows came; the rest is not lost: run again \(batch msgbatch_0000; "):
+            t.ask(requests())
+        assert t.spent > vendor.billed  # what is reserved still counts
+        vendor.ends_early = 0
+    assert [a.ended for a in ask(vendor, batch=True).ask(requests())] == ["complete"] * 6
+    assert (vendor.count("batch"), t.spent) == (1, pytest.approx(vendor.billed))
+
+
+@pytest.mark.parametrize("minutes", [-6, 6])
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_lost_batch_is_found_by_the_vendors_clock(vendor, minutes, kill):
+    from datetime import timedelta
+
+    vendor.clock = timedelta(minutes=minutes)
+    if kill:
+        assert in_a_child(vendor.url, "submit") == -signal.SIGKILL
+    else:
+        vendor.faults.append("lost")
+    t = ask(vendor, batch=True)
+    assert [a.ended for a in t.ask(requests())] == ["complete"] * 6
+    assert (vendor.count("batch"), t.spent) == (1, pytest.approx(vendor.billed))
+
+
+@pytest.mark.parametrize("fault, says", [("html", "unreadable: no JSON but '<html>a proxy</html>'"), ("page", "unreadable: no JSON"), ("nonsense", "unreadable: no message but"),
+                                         ("odd ending", "stop_reason out_of_ink"), ("cut_body", "connection: ")])  # fmt: skip
+def test_a_few_like_errors_end_the_run_with_their_cause(vendor, fault, says):
+    vendor.faults.extend([fault] * 100)
+    t = ask(vendor, cap=2.0)
+    with pytest.raises(UserError, match=f"3 like errors and no answer between them: {says}"):
+        t.ask(requests(12))
+    one = worst(t.provider.price, t.provider.body(requests(1)[0]))
+    assert vendor.count("messages") == 3 and vendor.billed <= t.spent <= 3 * one
+    vendor.faults.clear()
+    ended = [a.ended for a in ask(vendor, cap=2.0).ask(requests(12))]
+    assert ended == (["malformed"] * 3 if fault == "odd ending" else ["complete"] * 3) + ["complete"] * 9
+
+
+def test_one_bad_moment_among_good_ones_is_no_reason_to_stop(vendor):
+    vendor.faults.extend([None, "html", None, "html", None, "html", None, "html", None, *["400"] * 4])
+    answers = ask(vendor, cap=5.0, concurrency=1).ask(requests(10))
+    assert [a.ended for a in answers] == ["complete"] * 5 + ["failed"] * 4 + ["complete"]
+
+
+def test_a_batch_of_which_nothing_can_be_used_ends_the_run(vendor):
+    vendor.row_faults.extend(["invalid"] * 6)
+    with pytest.raises(UserError, match="3 requests failed and none was answered: invalid_request_error"):
+        ask(vendor, batch=True).ask(requests())
+    assert ask(vendor, batch=True).spent == vendor.billed == 0
+
+
+def test_the_address_is_part_of_the_question(vendor):
+    t = ask(vendor)
+    t.ask(requests(2))
+    with serve(lambda body: "another's") as other:
+        assert {a.value for a in ask(other).ask(requests(2))} == {"another's"}
+    there = make_teacher("anthropic", MODEL, cap_dollars=1, progress=False)
+    assert there.provider.identity == "anthropic" and there.plan(requests(2)).to_ask == 2
+
+
+def test_answers_that_were_kept_before_are_found(vendor, tmp_path):
+    """The hash of an answer from the vendor's own address is what it was."""
+    from poetry_iter.core import digest
+
+    t = make_teacher("anthropic", MODEL, cap_dollars=1, progress=False)
+    body = {"model": MODEL, "max_tokens": 300 + 2048, "messages": [{"role": "user", "content": "Poem 0?"}], "system": "You judge verse."}
+    key = digest(["anthropic", body, 0], 32)
+    path = tmp_path / f"outputs/teacher/answers/{key[:2]}/{key}.json"
+    path.parent.mkdir(parents=True)
+    reply = {"text": "The gutter.", "ended": "complete", "usage": {"input": 9, "cache_write": 0, "cache_read": 0, "output": 4}, "reason": "", "model": MODEL}
+    path.write_text(json.dumps({"key": key, "provider": "anthropic", "model": MODEL, "body": body, "reply": reply, "dollars": 0.01, "batch": None, "at": "2026-11-20T10:00:00+00:00"}))
+    [answer] = t.ask(requests(1))  # no key, no net
+    assert (answer.value, answer.cached, answer.dollars) == ("The gutter.", True, 0.01)
+
+
+def test_a_killed_call_is_shown_and_settled(vendor, tmp_path):
+    from poetry_iter.teacher.ledger import ledger_main
+
+    vendor.idempotent = True
+    assert in_a_child(vendor.url, "raw") == -signal.SIGKILL  # its bytes are here, nothing has read them
+    billed, asked = vendor.billed, vendor.count("messages")
+    t = ask(vendor)
+    assert [a.ended for a in t.ask(requests())] == ["complete"] * 6
+    again = vendor.count("messages") - 6
+    assert 0 <= again <= asked - 1 and vendor.paid_twice == 0  # what was on its way is asked again, by the same name: this vendor gives what it has
+    shown = ledger_main()
+    assert shown.count("open  ") == len(t.ledger.open) and "default" in shown
+    ledger_main(settle=1.0)
+    assert len(t.ledger.open) == len(ask(vendor).ledger.open)  # none is a day old
+    ledger_main(settle=0, unbilled=True)
+    assert ask(vendor).ledger.open == {} and ask(vendor).spent == pytest.approx(vendor.billed) and vendor.billed >= billed
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("fault", ["no usage", "usage not counted", "negative usage", "usage in words", "usage NaN", "usage without end"])
+def test_usage_that_cannot_be_read_counts_at_the_worst_price(vendor, fault, batch):
+    (vendor.row_faults if batch else vendor.faults).append(fault)
+    t = ask(vendor, concurrency=1, batch=batch)
+    answers = t.ask(requests(2))
+    assert [a.ended for a in answers] == ["complete"] * 2
+    one = worst(t.provider.price, t.provider.body(requests(1)[0]), batch)
+    assert answers[0].dollars == pytest.approx(one) and t.spent == pytest.approx(one + answers[1].dollars) and t.spent >= vendor.billed
+
+
+@pytest.mark.parametrize("fault, waits", [("wait for ever", None), ("wait two seconds", 2.0)])
+def test_what_a_vendor_asks_to_wait_is_read_with_care(vendor, quick, fault, waits):
+    vendor.faults.append(fault)
+    assert [a.ended for a in ask(vendor, concurrency=1).ask(requests(1))] == ["complete"]
+    assert quick == [waits] if waits else 0.75 <= quick[0] <= 1
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_day_is_not_waited(vendor, quick, batch):
+    vendor.faults.append("wait a day")
+    t = ask(vendor, concurrency=1, batch=batch)
+    with pytest.raises(UserError, match=r"429: it asks to come back in 24\.0 hours, at 20..-..-.. ..:.. .*; nothing is lost: run again then"):
+        t.ask(requests(3))
+    assert quick == [] and t.spent == 0 and vendor.count("messages") + vendor.count("batch") == 1
+
+
+def test_a_teacher_that_is_not_there_is_told_in_seconds(vendor, monkeypatch):
+    import socket
+    import time
+
+    def refused(says, **kw):
+        start = time.monotonic()
+        with pytest.raises(UserError, match=says):
+            make_teacher(**{"provider": "anthropic", "model": MODEL, "cap_dollars": 1, "progress": False, **kw}).ask(requests())
+        assert time.monotonic() - start < 5
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        refused("anthropic at http://127.0.0.1:.* cannot be reached .*; nothing was asked", base_url=f"http://127.0.0.1:{s.getsockname()[1]}")
+    refused("base_url 'not a url': no address; expected one as http", base_url="not a url")
+    refused("base_url: a name or a password stands in it", base_url="http://me:secret@127.0.0.1")
+    refused("its OPENAI_API_KEY is not sent there; say key_name", provider="openai", base_url="https://models.example.org/v1", prices="1/2")
+    refused("never the key itself", provider="openai", base_url="https://models.example.org/v1", prices="1/2", key_name=KEY)
+    monkeypatch.setattr("poetry_iter.teacher.providers.registry.REACH_SECONDS", 0.2)
+    vendor.models = "nothing"
+    refused("cannot be reached .*timed out", base_url=vendor.url)
+    vendor.models = "html"
+    refused("a web page answers there, and no such service", base_url=vendor.url)
+    vendor.models = "list"
+    vendor.faults.append("redirect")
+    refused(r"the address sends elsewhere \(307\), and a key does not follow", base_url=vendor.url)
+    for key, says in [("sk-0123\n456789", "ANTHROPIC_API_KEY: a line break stands in it"), ("sk-0123 456789", "a space stands in it"), ("sk-0123456“", r"the character U\+201C")]:
+        monkeypatch.setenv("ANTHROPIC_API_KEY", key)
+        refused(says, base_url=vendor.url)
+    assert vendor.count("messages") == 1 and vendor.billed == 0
+
+
+def test_a_slow_vendor_is_waited_for(vendor):
+    vendor.delay = 0.3
+    assert [a.ended for a in ask(vendor).ask(requests(3))] == ["complete"] * 3
+
+
+def test_any_compatible_endpoint_is_a_row_or_an_address(vendor, monkeypatch):
+    """A price, an address and the name of a key are all that another service needs."""
+    monkeypatch.setenv("EXAMPLE_API_KEY", KEY)
+    t = make_teacher("openai", "dear", base_url=f"{vendor.url}/v1", key_name="EXAMPLE_API_KEY", prices="1/2", cap_dollars=1, progress=False)
+    assert [a.ended for a in t.ask(requests(3))] == ["complete"] * 3 and t.spent == pytest.approx(vendor.billed) and vendor.billed > 0
+    monkeypatch.delenv("EXAMPLE_API_KEY")
+    assert [a.cached for a in make_teacher("openai", "dear", base_url=f"{vendor.url}/v1", prices="1/2", cap_dollars=1, progress=False).ask(requests(3))] == [True] * 3
+    for name, key in [("deepseek", "DEEPSEEK_API_KEY"), ("openrouter", "OPENROUTER_API_KEY")]:
+        with pytest.raises(UserError, match=f"no {key}"):
+            make_teacher(name, "some-model", prices="0.27/1.10", cap_dollars=1, progress=False).ask(requests(1))
+    with pytest.raises(UserError, match="its price is not known; say prices"):
+        make_teacher("deepseek", "some-model")
+
+
+def test_a_provider_is_added_by_registering_it():
+    from poetry_iter.teacher.providers import registry
+
+    class Parrot:
+        name, model, paid, repairs, stored, batches, identity = "parrot", "parrot", False, False, False, False, "parrot"
+        price = registry.price_of("parrot", {}, {"parrot": {"input": 0, "output": 0}})
+
+        def body(self, request):
+            return {"max_tokens": request.max_tokens, "messages": request.messages}
+
+        def answers(self, bodies, seeds):
+            return (registry.Reply(b["messages"][-1]["content"]) for b in bodies)
+
+    registry.register(registry.ProviderKind(name="parrot", about="says it again", make=lambda kind, wanted: Parrot(), model="parrot"))
+    try:
+        assert "parrot" in registry.provider_names()
+        assert [a.value for a in make_teacher("parrot", progress=False).ask(requests(2))] == ["Poem 0?", "Poem 1?"]
+    finally:
+        registry._KINDS.pop("parrot")
+
+
+def test_the_local_model_is_opened_as_it_was_asked_for():
+    """The whole spec goes along, the four bits included."""
+    from poetry_iter.engine import ModelSpec
+
+    t = make_teacher("local", ModelSpec(name="Qwen/Qwen2.5-7B-Instruct", engine="unsloth", load_in_4bit=True, renderer="thinking"), progress=False)
+    assert (t.provider.spec.load_in_4bit, t.provider.spec.engine, t.provider.spec.renderer) == (True, "unsloth", "thinking")
+
+
+def test_every_fault_in_short(capsys):
+    """The table of `tests/soak_teacher.py`, each fault at one place: nothing is paid twice, no dollar is missing, every ending is a sentence."""
+    from soak_teacher import soak
+
+    assert soak(short=True) == [], capsys.readouterr().out
+
+
+def test_the_stages_may_name_every_provider():
+    """What the comments of the parameters allow is the table, and what the stage itself adds."""
+    from poetry_iter.pipeline.experiments import read_stage
+    from poetry_iter.teacher.providers.registry import provider_names
+
+    home = Path(__file__).resolve().parents[1] / "nbs/workshop"
+    for stage, name, more in [("1_hard_tasks", "hard_provider", set()), ("3_easy_tasks", "easy_provider", {"interim"}), ("4_poet_pairs", "poet_pairs", {"human"})]:
+        parameter = read_stage(home / f"{stage}.ipynb").parameters[name]
+        assert set(parameter.domain.words) == {*provider_names(), *more}

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import torch
 
-from poetry_iter.core import UserError, root
+from poetry_iter.core import UserError, read_json, root
 from poetry_iter.engine import ModelSpec, open_engine, open_renderer
 from poetry_iter.poems import load_poems
 from poetry_iter.training import Training, prove, train
@@ -55,6 +55,8 @@ def test_a_round_that_was_stopped_goes_on_exactly(tmp_path, examples, monkeypatc
     again = open_engine(ModelSpec())
     resumed = train(again, examples, tmp_path / "stopped", QUICK)
     assert same(weights(alone), weights(again))
+    tokens = [[h["num_tokens"] for h in read_json(tmp_path / d / "trainer_state.json")["log_history"] if "num_tokens" in h] for d in ("alone", "stopped")]
+    assert tokens[0] == tokens[1] and tokens[0] == sorted(tokens[0])  # counted on, not anew
     assert resumed["losses"] == whole["losses"] and resumed["learning_rates"] == whole["learning_rates"]
     optimizers = [torch.load(tmp_path / d / "optimizer.pt", weights_only=True)["state"] for d in ("alone", "stopped")]
     assert all(torch.equal(optimizers[0][k]["exp_avg_sq"], optimizers[1][k]["exp_avg_sq"]) for k in optimizers[0])

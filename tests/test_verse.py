@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poetry_iter.core import UserError, read_jsonl, root, shared_data
-from poetry_iter.verse import cards, forms, meter, rhyme, rhyme_odds, schemes
+from poetry_iter.verse import cards, forms, meter, rhyme, rhyme_odds, schemes, syllables
 from poetry_iter.verse.pronunciation import line_words, pronounce
 
 SONNET = """The lamp is low, the river takes the light,
@@ -180,6 +180,118 @@ def test_long_input_stays_linear():
     assert meter.scan("and so " * 1500).stresses and forms.detect("and so " * 1500)
 
 
+RAVEN_LIKE = """Long ago and late one evening, when the autumn winds were grieving,
+When the last of light was leaving harbour wall and harbour bar,
+Slowly, slowly, through the shadow, over water, over meadow,
+Came a sailor and a widow, came from very, very far.
+"Tell me, sailor," said the widow, "was it far, so very far?"
+Answered he, "A falling star." """
+CHARGE_LIKE = """Half of them, half of them,
+Half of them falling,
+Over the hill of them
+Somebody calling.
+Under the hammering,
+Blackened and blundering,
+Rode they in, stammering,
+Hundred on hundred."""
+TENDER_LIKE = """Carry her carefully,
+Slowly and tenderly;
+Look at her, prayerfully,
+Lying so slenderly.
+Out of the bitterness,
+Out of the cold,
+Gather her littleness
+Into the fold."""
+
+
+@pytest.mark.parametrize(("text", "family"), [(RAVEN_LIKE, "trochaic"), (CHARGE_LIKE, "dactylic"), (TENDER_LIKE, "dactylic"), (LIMERICK, "anapestic"), (SONNET, "iambic")])
+def test_a_poem_has_the_meter_that_its_lines_agree_on(text, family):
+    assert meter.poem(text).family == family, meter.poem(text).meter
+
+
+@pytest.mark.parametrize(
+    ("line", "stresses"),
+    [
+        ("The sailor rocked it to and fro all night", "-+-+-+-+-+"),  # to and fro is not t'and fro
+        ("A perilous and a fiery thing to say", "-+-+--+--+-+"),
+        ("The ports were shut and closed: villain, I say", "-+-+-++--+"),  # a pause, and a foot turned round
+        ("Then, now, and ever will it be", "++-+-+-+"),
+    ],
+)
+def test_lines_as_people_mark_them(line, stresses):
+    found = meter.scan(line)
+    assert len(found.stresses) == len(stresses) and sum(a != b for a, b in zip(found.stresses, stresses)) <= 1, (found.stresses, stresses)
+
+
+def test_syllables_are_cut_as_people_cut_them():
+    words = "life-less some-times king-ly earth-ly riv-er o-pen moun-tain glo-ri-ous fin-ger can-dle thought-less"
+    for w in words.split():
+        assert "-".join(syllables.divided(w.replace("-", ""), w.count("-") + 1)) == w
+
+
+def test_line_numbers_of_editors_are_no_words():
+    assert rhyme.scheme("The tide ran out and left the rocks\nThe night came down to weep 656\nAnd nothing stirred within my mind\nBut wind and wave and sleep") == "ABCB"
+    assert meter.poem("I walked along the river wall 5\nAnd thought of nothing much at all").lines[0].meter == "iambic tetrameter"
+    assert rhyme.scheme("That was the year of 1810\nAnd I was never there again") == "AA"
+
+
+def test_no_pattern_hears_what_nobody_hears():
+    stanzas = ["The tide has left the river {}\nAnd nothing comes to keep\nThe {} of the harbour wall\nFrom falling into sleep".format(*w) for w in (("hall", "call"), ("wall", "all"), ("stall", "fall"))]
+    odd = "The tide has left the river rocks\nAnd nothing came to keep\nThe harbour wall within my mind\nFrom falling into sleep"
+    assert schemes.canonical(rhyme.scheme("\n\n".join([*stanzas, odd])).split(" ")[-1]) == "ABCB"
+
+
+@pytest.mark.parametrize(("a", "b"), [("teare", "Star"), ("maid", "head"), ("Dye", "Liberty"), ("join", "line"), ("eyes", "destinies"), ("heart", "wert")])
+def test_rhymes_of_old_sounds(a, b):
+    assert rhyme.pair(a, b).score > rhyme.pair("rocks", "mind").score + 0.15
+
+
+@pytest.mark.parametrize("head", ["A Sonnet.\n\n{}", "XXIV.\n{}", "JUNE 3, 1802\n\n{}", "ON THE DEATH OF A FAVOURITE LINNET\nWHO DIED IN MAY\n\n{}", '"All things are water."\n\n{}', "To a Friend\n\n{}", "{}\n\nLondon, 1802"])
+def test_what_is_no_verse_is_left_out_and_named(head):
+    text = head.format(SONNET)
+    assert forms.detect(text)[0].form == "Shakespearean sonnet" and forms.detect(text)[0].accepted
+    assert forms.report(text)["left_out"] or forms.detect(text)[0].deviations
+    if forms.report(text)["left_out"]: assert "left out" in cards.terminal(text) and "left out" in cards.card(text)
+
+
+def test_sonnets_in_a_row_in_couplets_and_with_a_tail():
+    assert forms.detect(SONNET + "\n\n" + SONNET)[0].form == "sonnet sequence"
+    assert forms.detect("I\n\n" + SONNET + "\n\nII\n\n" + SONNET)[0].form == "sonnet sequence"
+    rows = SONNET.split("\n")
+    couplets = "\n".join(rows[k] for k in (0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 13))
+    assert forms.detect(couplets)[0].form == "couplet sonnet"
+
+
+def test_no_form_is_accepted_without_its_rhymes_and_its_length():
+    for name in ("rhyme royal", "terza rima", "Spenserian stanza", "ottava rima", "villanelle", "limerick", "haiku", "ballad", "ghazal", "sestina"):
+        assert not forms.check(SONNET, name).accepted, name
+    five = "\n".join(SONNET.split("\n")[k] for k in (0, 2, 1, 3, 3))
+    assert not forms.check(five, "limerick").accepted
+
+
+def test_limericks_in_four_lines_and_three_short_lines():
+    four = "There was an old man of the fen\nWho counted his cows up to ten;\nWhen the tenth had gone by, he said with a sigh,\nI shall have to begin it again."
+    assert forms.detect(four)[0].form == "limerick"
+    assert forms.detect("On a bare branch\na crow has settled\nautumn dusk")[0].form == "three short lines"
+
+
+def test_what_rhymes_is_not_free():
+    uneven = "\n".join(["The cat sat down beside the sea", "And looked at me", "As if the sun had never shone", "And I had gone", "To buy a ribbon and a spoon", "And every afternoon", "We ate", "Our dinner from a silver plate"])
+    assert forms.detect(uneven)[0].form != "free verse" and not forms.check(uneven, "free verse").accepted
+    ballad = "\n\n".join(["The lord came riding up the hill,\nThe rain was in his hair;\nHe called the lady by her name,\nAnd found no lady there."] * 3)
+    assert forms.detect(ballad)[0].form == "ballad"
+
+
+def test_what_is_not_seen_does_not_count_and_does_not_print():
+    assert rhyme.scheme("a day\n\u200b\nto say\n\ufeff") == "A A "
+    assert meter.poem("\ufeff\n\u200b").lines == (None, None)
+    shown = cards.terminal("The \x1b[31mred\x1b[0m gate\x07 is shut\nand so the hut")
+    assert "\x1b" not in shown and "\x07" not in shown and "The red gate is shut" in shown
+    warned = forms.report("日本語 日本\nтекст\nλόγος και")
+    assert "not Latin" in warned["warnings"][0] and not warned["forms"][0]["accepted"]
+    assert "not Latin" in cards.terminal("日本語 日本\nтекст")
+
+
 def test_report_is_plain_data():
     r = forms.report(SONNET)
     assert r["rhyme"]["scheme"] == "ABABCDCDEFEFGG" and len(r["lines"]) == 14
@@ -229,7 +341,7 @@ def test_the_forms_of_the_poems_that_ship():
     found = [(next((v for k, v in names.items() if p["form"].startswith(k)), p["form"]), forms.detect(p["content"])[0]) for p in poems]
     wrong = [(meant, m.form) for meant, m in found if m.form != meant]
     assert len(wrong) <= 0.1 * len(poems), wrong
-    assert all(("sonnet" in m.form and m.accepted) == ("sonnet" in meant) for meant, m in found)
+    assert all(("sonnet" in m.form and m.accepted) == ("sonnet" in meant) for meant, m in found if m.form != "couplet sonnet")
 
 
 def test_verse_main_prints_and_refuses(tmp_path):

@@ -253,3 +253,18 @@ def test_players_come_from_a_run_or_a_model():
     assert players_of(model="data/model")[0] == ModelSpec()
     with pytest.raises(UserError, match="not both"):
         players_of("a", "b")
+
+
+def test_the_interim_educator_keeps_all_of_its_model(tmp_path, monkeypatch):
+    "QLoRA's base stays in 4 bits when the interim educator answers: the spec is passed whole."
+    from poetry_iter.runs import open_run
+    from poetry_iter.workshop.questions import open_teacher
+
+    run = open_run(tmp_path / "a-run")
+    base = ModelSpec(name="Qwen/Qwen2.5-7B-Instruct", renderer="chat", engine="unsloth", load_in_4bit=True)
+    row = {"base": base.name, "base_hash": base.name, "renderer": "chat", "engine": "unsloth", "load_in_4bit": True, "where": "interim_educator", "step": 1, "rows_hash": "0"}
+    run.add_checkpoint({**row, "name": "interim_educator", "round": 0, "parent": "base", "use": True})
+    spec = open_teacher("interim", "", run, base=base).provider.spec
+    assert spec == base.on(run.path / "interim_educator")
+    with pytest.raises(UserError, match="has trained no interim educator"):
+        open_teacher("interim", "", open_run(tmp_path / "another"), base=base)

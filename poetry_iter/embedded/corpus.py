@@ -12,6 +12,7 @@ import json
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def make_corpus(
     files: list,  # of verse; where two hold the same text, the later file's is kept
     held_from: str | Path,  # the poem file from which poems are held out
     held: int,  # how many
-    guarded: list = (),  # further files of poems, none of which may be trained on
+    guarded: Sequence = (),  # further files of poems, none of which may be trained on
     lines: tuple = (4, 24),  # least and most lines of a poem that is held out
     seed: int = 0,
 ) -> Corpus:

@@ -24,7 +24,8 @@ def describing(
     n: int = 1,  # candidates a poem
 ) -> list[dict]:  # the rows of `describe`, with faults and strict (lists), grounded (share), lines_right (bool) and quotes (runs of three words)
     "Describe poems and read the descriptions."
-    rows, by_id = describe(lm, poems, n, sampling, seed_of(seed, "examine")), {p.id: p for p in poems}
+    rows: list[dict] = [{**r} for r in describe(lm, poems, n, sampling, seed_of(seed, "examine"))]
+    by_id = {p.id: p for p in poems}
     for r in rows:
         poem, said = by_id[r["poem_id"]], parse_sketch(r["description"])[0]
         faults = well_formed(r["description"]) if r["ended"] == "complete" else [r["ended"]]
@@ -64,7 +65,7 @@ def examine(
     idf: dict | None = None,  # from `idf_table`
 ) -> tuple[list[dict], list[dict], dict]:  # descriptions with their scores, poems written, figures
     "Describe, score and write; raises nothing and counts everything."
-    own = score(lm, poems, describing(lm, poems, sampling, seed), seed)
+    own: list[dict] = [{**r} for r in score(lm, poems, describing(lm, poems, sampling, seed), seed)]
     rule = score(lm, poems, sketches_by_rule(poems, seed, idf), seed)
     written = written_from(lm, own, sampling, seed)
     share = lambda values: round(float(np.mean(list(values))), 4)

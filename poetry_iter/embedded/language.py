@@ -195,6 +195,7 @@ def sketch(poem:str, # lines and stanzas
            idf:dict|None=None, # from `idf_table`
           )->str: # a description of 30 to 80 words
     "Describe a poem in the language of this module: its form, its mood and themes, and the words it moves through, in order."
+    out = ''
     for tries in range(20):
         rng = random.Random(f'{seed}/{tries}')
         ss = stanzas(poem); n, groups = sum(map(len, ss)), parts(poem)

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,8 @@ def new_model(
         vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
         head_dim=head_dim, intermediate_size=intermediate, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=end, pad_token_id=pad))
-    for layer in m.model.layers:
+    blocks: Any = m.model.layers
+    for layer in blocks:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     m.generation_config.eos_token_id, m.generation_config.pad_token_id = [end, text_end], pad
@@ -146,7 +148,7 @@ def _row(e): return np.asarray(e.tokens, np.int64), np.asarray(e.mask, np.float3
 # %% ../../nbs/lib/embedded/03_pretraining.ipynb #7b5e66b6
 def pools(
     maker: Callable,
-    poems: list,  # (title or None, text)
+    poems: list[tuple[str | None, str]],  # title and text
     seed: int,
     start: int = 0,  # the pool to begin with
     size: int = 640,  # examples
@@ -154,7 +156,7 @@ def pools(
 ) -> Iterator[tuple[int, list]]:  # its number, its examples
     "Endless pools of examples; a longer poem comes up more often."
     order = [i for i, (_, text) in enumerate(poems) for _ in range(max(1, round(text.count("\n") / 14)))]
-    k = start
+    k, perm = start, order
     while True:
         rng, out = random.Random(f"{seed}/{k}"), []
         for j in range(k * size, (k + 1) * size):
@@ -162,7 +164,7 @@ def pools(
             if j == k * size or at == 0:
                 perm = list(order)
                 random.Random(f"{seed}/epoch {epoch}").shuffle(perm)
-            title, text = piece(rng, *poems[perm[at]], rng.choice(most(k)))
+            title, text = piece(rng, poems[perm[at]][0], poems[perm[at]][1], rng.choice(most(k)))
             kind = rng.choices(list(POOL_KINDS), list(POOL_KINDS.values()))[0]
             out.append(maker(rng, kind, title, text))
         yield k, out
@@ -258,10 +260,11 @@ class State:
     "All that training needs to go on exactly."
 
     COUNTS = ("step", "pool", "offset", "tokens", "targets", "seconds")
+    step = pool = offset = tokens = targets = 0
+    seconds = 0.0
 
     def __init__(self, model, opts, path):
         self.model, self.opts, self.path, self.recent = model, opts, Path(path), []
-        for k in self.COUNTS: setattr(self, k, 0)
         if not self.path.exists(): return
         saved = torch.load(self.path, weights_only=True)
         model.load_state_dict(saved["model"])

@@ -11,6 +11,7 @@ import random
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def load_adapter(
 ) -> torch.nn.Module:  # ready to be trained further
     "The model with a saved adapter; raises `UserError` for one that is not its own."
     check_adapter(path, base, renderer)
-    there = {n: tuple(m.weight.shape) for n, m in model.named_modules() if hasattr(m, "in_features")}
+    there = {n: tuple(m.get_parameter("weight").shape) for n, m in model.named_modules() if hasattr(m, "in_features")}
     odd = [f"{n} {shape}" for n, shape in layers_of(path).items() if n not in there or (there[n] != shape and not getattr(model, "is_loaded_in_4bit", False))]
     if odd: raise UserError(f"adapter {path}: {len(odd)} of its layers are none of {base}, as {odd[0]}; it was made on another model")
     from peft import PeftModel
@@ -94,13 +95,18 @@ def _train(engine, examples, settings, total_steps, previous, made, start, work,
     trainer = _trainer(engine, examples, settings, total_steps, previous, work)
     saved = [p for p in sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1])) if _said(p / "trainer_state.json")]
     engine.model.train()
+    if saved: trainer._total_train_tokens = _tokens_seen(saved[-1])  # TRL counts them from 0 in each process
     trainer.train(resume_from_checkpoint=str(saved[-1]) if saved else None)
     if adapter_digest(engine.model) == start and not saved: raise RuntimeError("training changed no weight of the adapter")
-    last = work / f"checkpoint-{trainer.state.global_step}"
-    write_json(last / "made_with.json", {**made, "step": trainer.lr_scheduler.last_epoch, "weights": adapter_hash(last)})
+    last, schedule = work / f"checkpoint-{trainer.state.global_step}", cast(torch.optim.lr_scheduler.LambdaLR, trainer.lr_scheduler)
+    write_json(last / "made_with.json", {**made, "step": schedule.last_epoch, "weights": adapter_hash(last)})
     if out.exists(): shutil.rmtree(out)
     last.rename(out)
     shutil.rmtree(work)
+
+def _tokens_seen(saved: Path) -> int:
+    "The tokens that a save had trained on, as its last line of history says."
+    return int(max((h.get("num_tokens", 0) for h in read_json(saved / "trainer_state.json")["log_history"]), default=0))
 
 # %% ../../nbs/lib/engines/04_lora.ipynb #cf6cf9ab
 def _trainer(engine, examples, settings, total_steps, previous, work):
@@ -108,7 +114,7 @@ def _trainer(engine, examples, settings, total_steps, previous, work):
     engine.prepare()  # before trl, which some engines patch
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import SFTTrainer
+    from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]: trl loads it when it is asked for
 
     rows = [{"input_ids": e.tokens, "labels": [t if m else -100 for t, m in zip(e.tokens, e.mask)]} for e in examples]
     optimizer = torch.optim.AdamW([p for p in engine.model.parameters() if p.requires_grad], lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -124,7 +130,7 @@ def _trainer(engine, examples, settings, total_steps, previous, work):
 
 def _arguments(engine, settings, steps, work):
     "TRL's arguments; its own defaults are for other machines."
-    from trl import SFTConfig
+    from trl import SFTConfig  # pyright: ignore[reportPrivateImportUsage]: as above
 
     cuda, micro = engine.device.type == "cuda", min(settings.micro_batch_size, settings.batch_size)
     return SFTConfig(

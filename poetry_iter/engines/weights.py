@@ -23,7 +23,7 @@ def read_header(
     try:
         with open(path, "rb") as f:
             size = int.from_bytes(f.read(8), "little")
-            head = json.loads(f.read(size)) if size < 1 << 28 else None
+            head = json.loads(f.read(size)) if size < 1 << 28 else {}
         head = {k: v for k, v in head.items() if k != "__metadata__"}
         end = 8 + size + max(t["data_offsets"][1] for t in head.values())
     except (OSError, ValueError, AttributeError, KeyError, TypeError): raise UserError(f"{path}: not a safetensors file; copy it again") from None

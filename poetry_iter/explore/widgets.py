@@ -53,7 +53,7 @@ def poet(
     if not (settings := run.config.get("parameters")): raise UserError(f"run {run.name}: it has no config.json, so its model is not known")
     last = checkpoint_before(run, 10**9)
     base = ModelSpec(name=settings["model"], renderer=settings["renderer"], engine=settings.get("engine", "transformers"), load_in_4bit=settings.get("load_in_4bit", False))
-    return _open(model_before(run, 10**9, base)), f"{run.name}, {'round ' + str(last['round']) if last else 'no round trained yet'}"
+    return _open(model_before(run, 10**9, base)), f"{run.name}, {'round ' + str(last.get('round')) if last else 'no round trained yet'}"
 
 def poems_from(
     description: str,
@@ -95,10 +95,10 @@ def browse(
     at, cards, book = w.IntSlider(min=1, max=1, description="page", layout=w.Layout(flex="1 1 12em")), w.HTML(), []
     back, on = (w.Button(icon=icon, tooltip=tip, layout=w.Layout(width="3em")) for icon, tip in (("arrow-left", "back"), ("arrow-right", "on")))
 
-    def show(_=None): cards.value = _or_mistake(lambda: show_page(book, at.value, run_poems(runs[which.value])))
+    def show(_=None): cards.value = _or_mistake(lambda: show_page(book, at.value, run_poems(runs[str(which.value)])))
 
     def load(_=None):
-        book[:] = pages(runs[which.value], only.value)
+        book[:] = pages(runs[str(which.value)], str(only.value))
         at.value, at.max = 1, max(1, len(book))
         show()
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ..core import DISK_FULL, UserError, dumps
+from ..core import DISK_FULL, UserError, dumps, workplace
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #f56aa7e1
 import argparse
@@ -23,7 +23,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ..core import DISK_FULL, UserError, dumps, plain
+from ..core import DISK_FULL, UserError, dumps, workplace, plain
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #81b2fc95
 def _run(args):
@@ -136,10 +136,19 @@ def _poems_fetch(args):
     print(f"{len(poems)} poems written to {args.out}")
 
 def _write(args):
+    from poetry_iter.pipeline.runner import check_surroundings
     from poetry_iter.workshop.session import write_main
 
+    check_surroundings()
+    if args.out and ((workplace() / args.out).is_dir() or args.out.endswith("/")): raise UserError(f"--out {args.out}: a folder, where a file was expected; name a file in it, as {args.out.rstrip('/')}/poem.json")
+    if args.out and (at := next((p for p in (workplace() / args.out).parents if p.exists()), None)) and not (at.is_dir() and os.access(at, os.W_OK)): raise UserError(f"--out {args.out}: {at} is no folder that can be written; name another place")
     swap = {"always": True, "never": False}.get(args.swap)
     print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet)))
+
+def _ledger(args):
+    from poetry_iter.teacher.ledger import ledger_main
+
+    print(ledger_main(args.cache_dir, args.settle, args.unbilled))
 
 def _verse(args):
     try: from poetry_iter.verse.cards import verse_main
@@ -203,6 +212,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", metavar="FILE", help="the record of the session, JSON (default: in outputs/sessions)")
     p.add_argument("--quiet", action="store_true", help="print the poem alone")
 
+    teacher = add("teacher", None, "see what a paid teacher has cost").add_subparsers(metavar="ledger", required=True)
+    p = teacher.add_parser("ledger", help="what was paid by each run, and the reservations that nothing has settled")
+    p.set_defaults(function=_ledger)
+    p.add_argument("--cache-dir", default="outputs/teacher", metavar="FOLDER", help="where the answers are kept (default: %(default)s)")
+    p.add_argument("--settle", type=float, metavar="DAYS", help="settle what has been open for longer, at what was reserved")
+    p.add_argument("--unbilled", action="store_true", help="settle it at nothing, for the vendor's bill says that it was not charged")
+
     p = add("verse", _verse, "show the rhymes, stresses, meter and form of a poem")
     p.add_argument("file", metavar="FILE", help="a UTF-8 text; - reads standard input")
     p.add_argument("--json", action="store_true", help="for programs")
@@ -214,6 +230,7 @@ def main(
     "The console script."
     from poetry_iter.pipeline.experiments import StageError
 
+    _open_streams()
     args = parser().parse_args(argv)
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -229,6 +246,11 @@ def main(
         if e.errno not in DISK_FULL: raise
         return _silence(_say(f"cannot write {e.filename or 'to standard output'}: {e.strerror}", 2))
     finally: signal.signal(signal.SIGTERM, terminate)
+
+def _open_streams():
+    "A stream that was closed by whoever started this (`>&-`) goes to nowhere."
+    if sys.stdout is None: sys.stdout = open(os.devnull, "w")
+    if sys.stderr is None: sys.stderr = open(os.devnull, "w")
 
 def _silence(status: int) -> int:
     "Standard output cannot be written: say nothing more there, not even at exit."

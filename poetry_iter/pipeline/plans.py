@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..core import UserError, locate, read_json, read_jsonl
 from .experiments import Experiment, Stage, StageError, check_parameters, stage_order
@@ -167,7 +168,7 @@ class RunPlan:
         table = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip() for line in lines]
         time = f"time: as long as {self.like} took" if self.like else "time: no run of it on this model here yet, which could tell"
         room = "memory: " + (", ".join(f"{v:.1f} GiB to {k}" for k, v in self.memory.items()) or "not known")
-        told = [f"\n{s.stage}: {s.detail or s.text}" for s in self.steps if s.detail or s.text]
+        told = [f"\n{s.stage}: {s.text.partition(chr(10))[0] + chr(10) + s.detail if s.detail else s.text}" for s in self.steps if s.detail or s.text]
         return "\n".join([f"{self.experiment}: {self.question}", "", *table, "", "rows and tokens of one time, estimated", time, room, *told])
 
     __repr__ = __str__
@@ -191,6 +192,7 @@ def plan_run(
     known, (seconds, like), steps = reckon(experiment, parameters), past_seconds(asked, parameters), []
     with tempfile.TemporaryDirectory() as folder:
         for stage in dict.fromkeys(order):
+            said: dict[str, Any]
             try: said = known.get(stage) or ask_stage(asked.stages[stage], parameters, Path(folder))
             except StageError as e: said = {"text": f"not known before the run: {str(e).partition('; see ')[0]}"}
             except UserError as e:

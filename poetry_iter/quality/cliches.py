@@ -19,7 +19,7 @@ from ..core import UserError, read_text, seed_of
 from ..poems import words
 
 # %% ../../nbs/lib/quality/01_cliches.ipynb #a613f128
-DATA = resources.files("poetry_iter.quality") / "data"
+DATA = Path(str(resources.files("poetry_iter.quality"))) / "data"
 KINDS = ("phrases", "images", "moves", "endings")
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Cliche:
     @property
     def pattern(self) -> re.Pattern: return _pattern(self.phrase)
 
+# %% ../../nbs/lib/quality/01_cliches.ipynb #1519310f
 @lru_cache(4096)
 def _pattern(phrase: str) -> re.Pattern:
     "A phrase of the list as a pattern over words with single spaces."
@@ -45,6 +46,7 @@ def _pattern(phrase: str) -> re.Pattern:
     joined = "".join("(?:\\S+ ){0,3}" if x is None else x + " " for x in out)
     return re.compile(rf"(?<!\S){joined}")
 
+# %% ../../nbs/lib/quality/01_cliches.ipynb #da356248
 @lru_cache(8)
 def read_cliches(
     path: str | Path | None = None,  # a yaml file of topics; default: the one that ships
@@ -57,6 +59,7 @@ def read_cliches(
         if not isinstance(kinds, dict) or set(kinds) - set(KINDS): raise UserError(f"{path}, topic {topic}: expected {', '.join(KINDS)}, found {kinds if not isinstance(kinds, dict) else ', '.join(kinds)}")
     return {t: [Cliche(t, k, str(p)) for k, phrases in kinds.items() for p in phrases] for t, kinds in topics.items()}
 
+# %% ../../nbs/lib/quality/01_cliches.ipynb #bba7dda9
 def cliches(
     text: str,
     topics: list[str] | None = None,  # what the poem was asked to be about: their single words count too
@@ -64,8 +67,7 @@ def cliches(
 ) -> list[dict]:  # topic, kind, phrase (of the list), found (in the text), line (the first is 1, empty ones are not counted)
     "The clichés in a text, in its order; words under two entries count once."
     entries = read_cliches(path)
-    unknown = set(topics or []) - set(entries)
-    if unknown: raise UserError(f"no clichés for the topic {', '.join(sorted(unknown))}; there are {', '.join(entries)}")
+    if unknown := set(topics or []) - set(entries): raise UserError(f"no clichés for the topic {', '.join(sorted(unknown))}; there are {', '.join(entries)}")
     lines = [words(line) for line in text.split("\n") if line.strip()]
     flat, where = [w for line in lines for w in line], [n for n, line in enumerate(lines, 1) for _ in line]
     joined, found = "".join(f"{w} " for w in flat), []
@@ -76,13 +78,18 @@ def cliches(
                 at = joined[: m.start()].count(" ")
                 if c.kind == "endings" and where[at] < len(lines) - 1: continue
                 found.append({"topic": topic, "kind": c.kind, "phrase": c.phrase, "found": m[0].strip(), "line": where[at], "at": at})
+    return [{k: v for k, v in f.items() if k != "at"} for f in sorted(_apart(found), key=lambda f: f["at"])]
+
+def _apart(found: list[dict]) -> list[dict]:
+    "The longest finds, none of which shares a word with another."
     out, taken = [], set()
     for f in sorted(found, key=lambda f: (-len(f["found"]), f["at"])):
         span = set(range(f["at"], f["at"] + f["found"].count(" ") + 1))
         if not span & taken: out.append(f)
         taken |= span
-    return [{k: v for k, v in f.items() if k != "at"} for f in sorted(out, key=lambda f: f["at"])]
+    return out
 
+# %% ../../nbs/lib/quality/01_cliches.ipynb #8370ee9d
 def topics_of(
     request: str,  # as "a poem about winter light"
 ) -> list[str]:
@@ -114,6 +121,7 @@ def _lexicon(name: str) -> frozenset:
     text = re.sub(r"^(#.*|\w+:)", "", read_text(DATA / f"{name}.txt"), flags=re.M)
     return frozenset(text.split())
 
+# %% ../../nbs/lib/quality/01_cliches.ipynb #3ef5b0e1
 def _stems(word: str) -> list[str]:
     "A word and what it may be a form of."
     out = [word, word.removesuffix("'s")]
@@ -123,6 +131,7 @@ def _stems(word: str) -> list[str]:
             out += [stem, stem[:-1]] if len(stem) > 3 and stem[-1:] == stem[-2:-1] else [stem]
     return out
 
+# %% ../../nbs/lib/quality/01_cliches.ipynb #ac843ad5
 @lru_cache(20000)
 def kind_of(
     word: str,  # lower case
@@ -132,6 +141,7 @@ def kind_of(
     if known: return "abstract" if known[0] in _lexicon("abstract") else "concrete"
     return "abstract" if _ABSTRACT.match(word) else ""
 
+# %% ../../nbs/lib/quality/01_cliches.ipynb #7478e6bf
 def concrete_lines(
     text: str,
 ) -> list[bool]:  # one for each line that is not empty

@@ -21,7 +21,7 @@ from .variety import variety
 from ..core import UserError
 from ..display import text_card, side_by_side, write_report
 from ..poems import Poem, words
-from ..scoring import bootstrap
+from ..scoring import Estimate, bootstrap
 from ..teacher.client import Request, Teacher
 
 # %% ../../nbs/lib/quality/03_generation.ipynb #e3ca56b8
@@ -56,7 +56,8 @@ def read_brief(
 ) -> dict[str, str]:  # by label, in lower case: angle, avoid, images, form
     "The parts of a brief; a part that is not there is empty."
     parts = re.findall(r"^\s*\**(angle|avoid|images?|imagery|form)\**\s*:\s*(.*?)(?=^\s*\**(?:angle|avoid|images?|imagery|form|output only)\b|\Z)", brief, re.I | re.M | re.S)
-    found = {{"image": "images", "imagery": "images"}.get(k.lower(), k.lower()): " ".join(v.split()) for k, v in parts}
+    names = {"image": "images", "imagery": "images"}
+    found = {names.get(str(label).lower(), str(label).lower()): " ".join(said.split()) for label, said in parts}
     return {"angle": "", "avoid": "", "images": "", "form": ""} | found
 
 @lru_cache(1)
@@ -161,11 +162,11 @@ def summary(
     measured: list[dict],
     known: list[str] | None = None,  # texts, for the share of recited lines
     seed: int = 0,
-) -> dict[str, dict]:  # by name: mean, lo, hi, n (a bootstrap over texts), or a value of the whole set
+) -> dict[str, Estimate]:  # by name: mean, lo, hi, n (a bootstrap over texts), or a value of the whole set
     "The figures of a set of texts, with 95 % intervals."
     out = {k: bootstrap([r[k] for r in measured], seed) for k in [*SHARES, *CRAFT]}
     whole = variety([r["text"] for r in measured if r["verse"]], known)
-    return out | {k: {"mean": whole[k], "lo": None, "hi": None, "n": len(measured)} for k in ("distinct_1", "distinct_2", "self_bleu", "recited_lines")}
+    return out | {k: Estimate(mean=whole[k], lo=None, hi=None, n=len(measured)) for k in ("distinct_1", "distinct_2", "self_bleu", "recited_lines")}
 
 # %% ../../nbs/lib/quality/03_generation.ipynb #c984261e
 def compare_sets(
@@ -203,7 +204,7 @@ def judge_pairs(
     seed: int = 0,
 ) -> tuple[list[dict], dict]:  # a row a pair: score of the second (0, 0.5, 1), agrees, reasons; wins (mean, lo, hi, n), agreement, unjudged
     "Which set is the stronger, in both orders."
-    asks = [judge_request(x["brief"], *([x["text"], y["text"]] if order == "AB" else [y["text"], x["text"]]), f"{i}-{order}") for i, (x, y) in enumerate(zip(base, trained)) for order in ("AB", "BA")]
+    asks = [judge_request(x["brief"], *([x["text"], y["text"]] if order == "AB" else [y["text"], x["text"]]), id=f"{i}-{order}") for i, (x, y) in enumerate(zip(base, trained)) for order in ("AB", "BA")]
     said, out = teacher.ask(asks), []
     for i in range(len(base)):
         ab, ba = said[2 * i], said[2 * i + 1]

@@ -10,7 +10,7 @@ import re
 from html import escape
 
 from . import forms
-from ..core import dumps, read_text
+from ..core import dumps, plain, read_text
 from .pronunciation import _plain
 
 # %% ../../nbs/lib/verse/09_cards.ipynb #022657ec
@@ -59,9 +59,13 @@ def card(
         why = escape("; ".join(line["departures"]), quote=True)
         rows.append(f"<tr title=\"{why}\"><td style='color:{color};font-weight:bold;border:0;padding:0 .8em 0 0;vertical-align:bottom'>{escape(line['rhyme'])}</td><td style='border:0;padding:0;text-align:left'><pre style='margin:0;line-height:1.1;background:none'><span style='color:{color}'>{escape(marks(line['text'], line['syllables'], line['stresses']))}</span>\n{escape(line['text'])}</pre></td><td style='border:0;padding:0 0 0 1.2em;color:#999;font-size:80%;vertical-align:bottom;text-align:left'>{escape(' '.join(line['feet']))}</td></tr>")
     best = r["forms"][0]
-    notes = "".join(f"<li>{escape(d)}</li>" for d in best["deviations"][:6])
-    head = f"<b>{escape(title)}</b><br>" if title else ""
+    notes = "".join(f"<li>{escape(d)}</li>" for d in _remarks(r) + best["deviations"][:6])
+    head = f"<b>{escape(plain(title))}</b><br>" if title else ""
     return Card(f"<div style='font-size:95%;margin:.5em 0;padding:.6em 1em;border:1px solid #ccc;border-radius:6px;display:inline-block'>{head}<span style='color:#666'>{escape(_form_line(r))} · {escape(r['meter']['name'])} (fit {r['meter']['fit']:.2f}) · rhyme density {r['rhyme']['density']:.2f}</span><table style='border-collapse:collapse;margin:.4em 0'>{''.join(rows)}</table><ul style='color:#a33;margin:0'>{notes}</ul></div>")
+
+def _remarks(r):
+    "What was left out and what to beware of."
+    return [*r["warnings"], *(f"left out, a {x['what']}: {x['text'][:60]}" for x in r["left_out"][:4])]
 
 def _form_line(r):
     best = r["forms"][0]
@@ -81,6 +85,7 @@ def terminal(
         out += [f"   {paint(marks(line['text'], line['syllables'], line['stresses']).rstrip(), c)}", f"{paint(line['rhyme'], c)}  {line['text']:<{width}}  {' '.join(line['feet'])}"]
     out += ["", f"form   {_form_line(r)}", f"meter  {r['meter']['name']}, fit {r['meter']['fit']:.2f}", f"rhyme  {r['rhyme']['scheme']}, density {r['rhyme']['density']:.2f}"]
     out += [f"       {d}" for d in r["forms"][0]["deviations"][:8]]
+    out += _remarks(r)
     out += [f"line {k}: {'; '.join(l['departures'])}" for k, l in enumerate(r["lines"], 1) if l["departures"]]
     if r["unknown_words"]["words"]: out.append(f"words guessed by their spelling: {', '.join(r['unknown_words']['words'])}")
     return "\n".join(out)

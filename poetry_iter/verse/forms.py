@@ -11,29 +11,48 @@ from collections import Counter
 
 from . import meter, rhyme
 from ..core import UserError
-from .form_parts import REGISTRY, Analysis, Match, Part, agreement, analyse, best_rhymed, counted, form, in_stanzas, metered_as, rhymed_as, rhymed_share, same_words, scans_of, share_of
+from .form_parts import REGISTRY, Match, Part, agreement, analyse, best_rhymed, counted, foreign, form, in_stanzas, metered_as, rhymed_as, rhymed_share, same_words, scans_of, share_of
 from .pronunciation import pronounce, line_words
 from .schemes import canonical
 
-# %% ../../nbs/lib/verse/08_forms.ipynb #56428b15
+# %% ../../nbs/lib/verse/08_forms.ipynb #9257c310
 _PENTAMETER = ("iambic",), (5,), "iambic pentameter"
 
 def _untitled(a, n):
-    "An analysis without its first line, where that is one line too many and rhymes with nothing: a title."
-    if len(a.lines) != n + 1 or a.letters.count(a.letters[0]) > 1: return a, []
-    scans = scans_of(a)
-    return Analysis(a.text, a.lines[1:], [a.stanzas[0][1:], *a.stanzas[1:]] if len(a.stanzas[0]) > 1 else a.stanzas[1:], canonical(a.letters[1:]), a.poem._replace(lines=tuple(scans[1:]))), ["line 1 stands apart: taken for a title"]
+    "An analysis without the first or last line or two, where those are too many and rhyme with nothing: a title or a signature."
+    extra = len(a.lines) - n
+    if not 0 < extra <= 2: return a, []
+    alone = [a.letters.count(c) == 1 for c in a.letters]
+    for head in range(extra, -1, -1):
+        if all(alone[:head]) and all(alone[len(alone) - extra + head :]): break
+    else: return a, []
+    ends = len(a.lines) - extra + head
+    rows, at, stanzas = a.lines[head:ends], 0, []
+    for s in a.stanzas:
+        part = s[max(0, head - at) : max(0, ends - at)]
+        at += len(s)
+        if part: stanzas.append(part)
+    note = [f"line {k + 1} stands apart: taken for a title" for k in range(head)] + [f"line {ends + k + 1} stands apart: taken for a signature" for k in range(extra - head)]
+    return a._replace(lines=rows, stanzas=stanzas, letters=canonical(a.letters[head:ends]), poem=a.poem._replace(lines=tuple(scans_of(a)[head:ends]))), note
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #d9f57912
+def _part_of(a, start, end):
+    "Some lines of a text as a text of their own."
+    lines = a.lines[start:end]
+    return a._replace(lines=lines, stanzas=[lines], letters=canonical(rhyme.scheme(lines)), poem=a.poem._replace(lines=tuple(scans_of(a)[start:end])))
+
+# %% ../../nbs/lib/verse/08_forms.ipynb #5145c606
 def _sonnet(a, options, n=14):
     a, note = _untitled(a, n)
     lines, out = counted(len(a.lines), n)
     if lines.score < 0.2: return [lines], out
     rhymes, more = best_rhymed(a, options)
     m, rest = metered_as(a, *_PENTAMETER, weight=1.0)
-    return [lines, rhymes, m] + [Part("title apart", 0.8, 1)] * len(note), note + out + more + rest
+    return [lines, rhymes, m] + [Part("title apart", 0.8, 1)] * bool(note), note + out + more + rest
 
 _SESTETS = "CDECDE CDCDCD CDEDCE CDCDEE CDDCEE CDEEDC CDDCCD CDEECD CDCEDE CDEDEC CCDEED CDCCDC CDDECE CDCEED CCDCCD CDCDDC CCDEDE CDDEEC CCDCDD CDEEDD".split()
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #41cae0b4
 @form("Shakespearean sonnet", 0.9)
 def _shakespearean(a):
     "14 lines of iambic pentameter, ABAB CDCD EFEF GG"
@@ -54,19 +73,54 @@ def _meredithian(a):
     "16 lines of iambic pentameter in four enclosed quatrains, ABBA CDDC EFFE GHHG"
     return _sonnet(a, ["ABBACDDCEFFEGHHG"], 16)
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #c0c090bd
 @form("irregular sonnet", 0.6)
 def _irregular(a):
     "14 lines, rhymed throughout in a scheme of its own, mostly iambic pentameter"
     a, note = _untitled(a, 14)
+    if len(a.lines) == 15:  # one line more than a usual scheme has
+        near = [k for k in range(15) if max(agreement(canonical(a.letters[:k] + a.letters[k + 1 :]), w) for w in ("ABABCDCDEFEFGG", "ABBAABBACDECDE", "ABBAABBACDCDCD", "ABABCDDCEFEFGG")) > 0.9]
+        if near: a, note = _part_of(a, 0, 15)._replace(lines=a.lines[: near[0]] + a.lines[near[0] + 1 :], letters=canonical(a.letters[: near[0]] + a.letters[near[0] + 1 :])), ["15 lines, expected 14"]
     if len(a.lines) != 14: return [Part("lines", 0.2, 3)], [f"{len(a.lines)} lines, expected 14"]
     lines, out = counted(len(a.lines), 14)
     share = rhymed_share(a)
     plain = max(agreement(a.letters, w) for w in ("AABBCCDDEEFFGG", "ABCBDEFEGHIHJK"))
     sizes = {len(s) for s in a.stanzas}
-    shape = Part("shape", 0.4 if plain > 0.85 or (len(a.stanzas) == 7) or (sizes == {7}) else 1.0, 2)
+    shape = Part("shape", 0.4 if plain > 0.85 or (len(a.stanzas) == 7) or (sizes == {7}) or agreement(a.letters, "ABABCBCDCDEDEE") > 0.9 else 1.0, 2)
     m, rest = metered_as(a, ("iambic",), (5,), "iambic pentameter", weight=2.5, least=0.02)
     return [lines, shape, Part("rhyme", min(1.0, share / 0.85), 3), m, Part("no usual scheme", 0.5, 2)], note + out + ([] if share > 0.85 else [f"{share:.0%} of the lines rhyme"]) + rest
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #aae2e8f0
+@form("couplet sonnet", 0.85)
+def _couplet_sonnet(a):
+    "14 lines of iambic pentameter in seven couplets, not parted into stanzas"
+    parts, out = _sonnet(a, ["AABBCCDDEEFFGG"])
+    if len(parts) < 3: return parts, out
+    return [*parts, Part("shape", 1.0 if {len(s) for s in a.stanzas} <= {14, 8, 6, 12, 4, 2} and len(a.stanzas) <= 4 else 0.3, 1)], out
+
+@form("caudate sonnet", 0.95)
+def _caudate(a):
+    "a sonnet with a tail or two of three lines, the first of them short"
+    n = len(a.lines)
+    if n not in (17, 20, 23): return [Part("lines", 0.2, 3)], [f"{n} lines, expected 17 or 20"]
+    body, out = _petrarchan(_part_of(a, 0, 14))
+    return [*body, Part("tail", share_of([a.letters.count(c) > 1 for c in a.letters[14:]]), 2)], out
+
+# %% ../../nbs/lib/verse/08_forms.ipynb #9699cb2d
+@form("sonnet sequence", 1.0)
+def _sequence(a):
+    "sonnets one after the other"
+    n = len(a.lines)
+    if n < 28 or n % 14: return [Part("lines", 0.2, 3)], [f"{n} lines, expected 28, 42 …"]
+    ends, sizes = set(), {len(s) for s in a.stanzas}
+    for s in a.stanzas: ends.add(max(ends, default=0) + len(s))
+    if len(a.stanzas) > 1 and (not ends >= set(range(14, n + 1, 14)) or sizes in ({2}, {7}, {2, 3})): return [Part("lines", 0.3, 3)], ["the stanzas do not end with every fourteenth line"]
+    found = [max(_value(f(part)[0]) for f in _SONNETS) for part in (_part_of(a, k, k + 14) for k in range(0, n, 14))]
+    return [Part("sonnets", share_of([x >= ACCEPT for x in found]), 3), Part("each", sum(found) / len(found), 2)], [f"lines {14 * k + 1} to {14 * k + 14} are no sonnet" for k, x in enumerate(found) if x < ACCEPT]
+
+_SONNETS = (_shakespearean, _petrarchan, _spenserian, _irregular)
+
+# %% ../../nbs/lib/verse/08_forms.ipynb #72a2a2f9
 @form("villanelle", 1.0)
 def _villanelle(a):
     "19 lines, ABA five times and ABAA; lines 1 and 3 return in turn"
@@ -81,6 +135,7 @@ def _villanelle(a):
             if s < 0.5: out.append(f"line {k + 1} should repeat line {first + 1}")
     return [lines, rhymes, Part("refrains", share_of(marks), 3)], out + [d for d in more if "repeats the word" not in d]
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #0a774719
 @form("sestina", 1.0)
 def _sestina(a):
     "six stanzas of six lines and three more; the six end words change places in a fixed order"
@@ -97,9 +152,21 @@ def _sestina(a):
             if not ok: out.append(f"line {6 * stanza + k + 1} should end in '{ends[o]}'")
     return [lines, Part("end words", share_of(hits), 4)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #076ce285
+def _halved(a):
+    "A limerick that is printed in four lines, with its third line as two."
+    lines = a.lines
+    cuts = [m.end() for m in re.finditer(r"[,;:!?—-]+['\"]?\s|\s(?=and |or |but )", lines[2]) if 0.3 < m.end() / len(lines[2]) < 0.7]
+    for cut in sorted(cuts, key=lambda c: abs(c - len(lines[2]) / 2)):
+        rows = [*lines[:2], lines[2][:cut].strip(), lines[2][cut:].strip(), lines[3]]
+        if rhyme.pair(rows[2], rows[3]).score >= 0.5: break
+    else: return a
+    return a._replace(lines=rows, stanzas=[rows], letters=canonical(rhyme.scheme(rows)), poem=meter.poem(rows))
+
 @form("limerick", 0.95)
 def _limerick(a):
-    "five lines, AABBA, three anapests, three, two, two, three"
+    "five lines (or four, the third with a rhyme inside), AABBA, three anapests, three, two, two, three"
+    if len(a.lines) == 4: a = _halved(a)
     lines, out = counted(len(a.lines), 5)
     if len(a.lines) != 5: return [lines], out
     rhymes, more = rhymed_as(a, "AABBA")
@@ -107,8 +174,10 @@ def _limerick(a):
     flags = [b == w for b, w in zip(beats, (3, 3, 2, 2, 3))] if len(beats) == 5 else [False] * 5
     sizes = [len(s.syllables) for s in scans_of(a)]
     short = len(sizes) == 5 and max(sizes[2:4]) < min(sizes[0], sizes[1], sizes[4]) and max(sizes) <= 12
-    return [lines, rhymes, Part("meter", max(0.3, 0.5 * share_of(flags) + 0.5 * short), 2)], out + [d for d in more if not ("repeats" in d and "line 5" in d)] + ([] if short else ["lines 3 and 4 should be shorter than the others"])
+    rhymed = agreement(a.letters, "AABBA")
+    return [lines, Part("rhyme", rhymes.score if rhymed > 0.6 else min(0.3, rhymes.score), 3), Part("meter", max(0.15, 0.5 * share_of(flags) + 0.5 * short), 2)], out + [d for d in more if not ("repeats" in d and "line 5" in d)] + ([] if short else ["lines 3 and 4 should be shorter than the others"])
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #5e56455a
 @form("ghazal", 1.0)
 def _ghazal(a):
     "couplets; the first line and every second line end in one refrain, a rhyme before it"
@@ -126,7 +195,7 @@ def _ghazal(a):
     qafia = share_of([rhyme.pair(before[0], w).score > 0.5 for w in before[1:]]) if len(before) > 1 else 0.0
     return [Part("refrain", refrain if size else 0.6 * refrain, 4), Part("only there", 1 - other, 2), Part("rhyme before it", max(0.4, qafia), 1)], out
 
-# %% ../../nbs/lib/verse/08_forms.ipynb #2024e2f5
+# %% ../../nbs/lib/verse/08_forms.ipynb #11b6168c
 def _couplets_part(a):
     n = len(a.lines)
     if n >= 9:  # here and there a triplet or a line alone
@@ -136,6 +205,7 @@ def _couplets_part(a):
     if n < 2 or n % 2: return None, [f"{n} lines, expected pairs"]
     return rhymed_as(a, "".join(chr(0x4E00 + k // 2) for k in range(n)))
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #0c3dbcc6
 @form("heroic couplets", 0.8)
 def _heroic(a):
     "pairs of rhymed iambic pentameters"
@@ -150,6 +220,7 @@ def _couplets(a):
     part, out = _couplets_part(a)
     return [part or Part("rhyme", 0.1, 3)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #3509584e
 @form("terza rima", 0.95)
 def _terza(a):
     "tercets that interlock, ABA BCB CDC …, often with a last line or couplet"
@@ -157,6 +228,8 @@ def _terza(a):
     if n < 7: return [Part("lines", 0.2, 3)], [f"{n} lines, expected seven or more"]
     def wanted(rows): return "".join(chr(0x4E00 + k // 3 + (k % 3 == 1)) for k in range(rows))
     part, out = best_rhymed(a, [wanted(n), wanted(n - 2) + 2 * chr(0x4E00 + (n - 2) // 3)] if n % 3 == 2 else [wanted(n)])
+    if n > 14 and n % 14 == 0 and [len(s) for s in a.stanzas] == [3, 3, 3, 3, 2] * (n // 14):  # sections that end in couplets of their own
+        part, out = rhymed_as(a, "".join(chr(0x4E00 + 5 * (k // 14) + (k % 14) // 3 + (k % 14 % 3 == 1 and k % 14 < 12) - (k % 14 >= 12) * 0) for k in range(n)))
     if len(a.stanzas) == 1 and n == 14: return [part, Part("stanzas", 1.0, 1)], out
     return [part], out
 
@@ -167,16 +240,32 @@ def _tercets(a):
     if len(a.lines) == 3 and a.letters not in ("AAA", "ABA"): share = 0.4
     return [Part("stanzas", share if len(a.stanzas) > 1 or len(a.lines) == 3 else 0.1, 3), Part("rhyme", max(0.6, min(1.0, rhymed_share(a) / 0.6)), 1)], [] if share == 1 else [f"stanza {k + 1} has {len(s)} lines, expected 3" for k, s in enumerate(a.stanzas) if len(s) != 3][:6]
 
-@form("ballad", 0.7)
+# %% ../../nbs/lib/verse/08_forms.ipynb #26a2ce18
+@form("ballad", 1.0)
 def _ballad(a):
-    "quatrains, ABCB or ABAB, four beats and three in turn"
-    best = max((in_stanzas(a, 4, w) for w in ("ABCB", "ABAB")), key=lambda x: _value(x[0]))
-    scans = scans_of(a)
-    if len(scans) < 4 or len(best[0]) == 1: return best
-    flags = [len(s.feet) == (3 if k % 2 else 4) for k, s in enumerate(scans)]
-    out = [f"line {k + 1} has {len(s.feet)} feet, expected {3 if k % 2 else 4}" for k, (s, ok) in enumerate(zip(scans, flags)) if not ok]
-    return best[0] + [Part("beats", max(0.1, share_of(flags)), 3)], best[1] + out
+    "quatrains (or stanzas built alike) in which lines 2 and 4 rhyme, four beats and three in turn"
+    if len(a.lines) < 8: return [Part("lines", 0.3, 3)], [f"{len(a.lines)} lines, expected two stanzas or more"]
+    sizes = [len(s) for s in a.stanzas]
+    if len(sizes) == 1 and len(a.lines) % 4 == 0: sizes = [4] * (len(a.lines) // 4)
+    scans, at, even, odd, beats, out = scans_of(a), 0, [], [], [], []
+    for size in sizes:
+        letters = a.letters[at : at + size]
+        for k in range(1, size, 2):
+            ok = letters[k] in letters[1:k:2] + letters[k + 2 :: 2]
+            even.append(ok)
+            if not ok and size == 4: out.append(f"line {at + k + 1} should rhyme with {at + (k + 2 if k == 1 else k - 2) + 1}")
+        odd += [letters.count(c) == 1 for c in letters[::2]]
+        if len(scans) == len(a.lines): beats += [len(scans[at + k].feet) - (4, 3)[k % 2] for k in range(size)]
+        at += size
+    built = share_of([s in (4, 8, 12) or (s in (5, 6, 7, 10, 11) and s % 1 == 0) for s in sizes]) * (1.0 if share_of([s % 4 == 0 for s in sizes]) > 0.6 else 0.9)
+    turn = share_of([b == 0 for b in beats])
+    loose = share_of([abs(b) <= 1 for b in beats])
+    abcb = share_of(odd)
+    near = turn if abcb < 0.6 else max(turn, 0.8 * loose)  # ABCB is the ballad's own; ABAB must keep the beats
+    out += [f"line {k + 1} has {len(scans[k].feet)} feet, expected {(4, 3)[k % 2]}" for k, b in enumerate(beats) if b][:6]
+    return [Part("stanzas", max(0.01, built if sum(s % 2 == 0 for s in sizes) > len(sizes) / 3 else 0.3), 2), Part("rhyme", share_of(even), 3), Part("beats", max(0.05, min(1.0, near / 0.85)), 3)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #f6f7eff6
 @form("quatrain", 0.45)
 def _quatrain(a):
     "stanzas of four lines, rhymed in one of the usual ways"
@@ -192,7 +281,7 @@ def _quatrain(a):
     rhymed = share_of([s in usual for s in schemes])
     return [Part("stanzas", share, 3), Part("rhyme", max(0.3, rhymed), 2)], [f"stanza {k + 1} does not rhyme" for k, s in enumerate(schemes) if s == "ABCD"]
 
-@form("rhymed stanzas", 0.35)
+@form("rhymed stanzas", 0.1)
 def _stanzas(a):
     "stanzas of one size whose scheme returns"
     sizes = Counter(len(s) for s in a.stanzas)
@@ -205,6 +294,7 @@ def _stanzas(a):
     out = [f"stanza {k + 1} rhymes {x}, the others {usual}" for k, x in enumerate(schemes) if x != usual]
     return [Part("stanzas", n / len(a.stanzas) if len(a.stanzas) > 1 and size > 2 else 0.2, 3), Part("rhyme", max(0.1, rhymed_share(a)), 2), Part("the same scheme", max(0.5, times / len(schemes)), 2)], out
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #0f19cc6e
 @form("ottava rima", 0.95)
 def _ottava(a):
     "stanzas of eight, ABABABCC, iambic pentameter"
@@ -221,6 +311,7 @@ def _spenserian_stanza(a):
     parts, out = in_stanzas(a, 9, "ABABBCBCC", (5, 6), "iambic pentameter, the ninth line a hexameter")
     return parts, out + [f"line {k + 1} should have six feet" for k, s in enumerate(scans_of(a)) if k % 9 == 8 and len(s.feet) != 6]
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #ec67d68f
 @form("haiku", 0.95)
 def _haiku(a):
     "three lines of five, seven and five syllables; also a row of such stanzas"
@@ -241,6 +332,7 @@ def _syllables_near(line, want):
         counts = {c + x for c in counts for x in ways}
     return min(counts, key=lambda c: (abs(c - want), c))
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #b3973854
 @form("blank verse", 0.6)
 def _blank(a):
     "unrhymed iambic pentameter"
@@ -248,14 +340,28 @@ def _blank(a):
     loose = 1 - rhymed_share(a)
     return [part, Part("no rhyme", min(1.0, loose / 0.8), 3), Part("lines", min(1.0, len(a.lines) / 6), 1)], out[:8] + ([] if loose > 0.8 else [f"{1 - loose:.0%} of the lines rhyme"])
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #f6807962
 @form("free verse", 0.3)
 def _free(a):
     "neither rhyme nor meter"
     n = len(a.lines)
     loose = 1 - rhymed_share(a)
-    regular = max(0.0, min(1.0, (a.poem.fit - 0.45) / 0.25))
+    regular = max(0.0, min(1.0, (a.poem.fit - 0.52) / 0.23))
     steady = max(Counter(s.meter for s in scans_of(a)).values(), default=0) / max(1, n)
-    return [Part("no rhyme", min(1.0, loose / 0.7), 3), Part("no meter", 1 - 0.8 * min(regular, max(0.0, steady - 0.25) / 0.5), 3), Part("lines", 1.0 if n > 1 and not _is_prose(a) else 0.2, 3)], []
+    return [Part("no rhyme", max(0.01, min(1.0, (loose - 0.35) / 0.35)), 3), Part("no meter", 1 - 0.8 * min(regular, max(0.0, steady - 0.25) / 0.5), 3), Part("lines", 1.0 if n > 1 and not _is_prose(a) else 0.2, 3)], []
+
+@form("rhymed verse", 0.0)
+def _rhymed(a):
+    "rhymed, in stanzas or a scheme of no fixed kind"
+    share = rhymed_share(a)
+    return [Part("rhyme", min(1.0, share / 0.7), 3), Part("lines", min(1.0, len(a.lines) / 4), 1), Part("no narrower form", 0.4, 2)], [] if share > 0.7 else [f"{share:.0%} of the lines rhyme"]
+
+@form("three short lines", 0.35)
+def _three(a):
+    "three short lines without rhyme: a haiku in its content, it may be, and not in its count"
+    if len(a.lines) != 3: return [Part("lines", 0.3, 3)], [f"{len(a.lines)} lines, expected 3"]
+    sizes = [len(s.syllables) for s in scans_of(a)]
+    return [Part("lines", 1.0, 3), Part("short", share_of([n <= 9 for n in sizes]) if sizes else 0.0, 3), Part("no rhyme", 1.0 if len(set(a.letters)) == 3 else 0.5, 1)], []
 
 def _is_prose(a):
     "Lines that only the margin broke, or none at all."
@@ -263,16 +369,20 @@ def _is_prose(a):
     lengths = [len(l) for l in a.lines]
     return sum(lengths) / len(lengths) > 90 or (len(a.lines) <= 3 and max(lengths) > 130)
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #3fb576ee
 @form("prose poem", 0.7)
 def _prose(a):
     "paragraphs, not lines"
     if _is_prose(a): return [Part("paragraphs", 1.0, 3), Part("no rhyme", max(0.5, 1 - rhymed_share(a)), 1)], []
     lengths = [len(l) for l in a.lines]
-    wrapped = len(lengths) > 3 and max(lengths) - sorted(lengths)[len(lengths) // 4] <= 14 and rhymed_share(a) < 0.35 and a.poem.fit < 0.5 and share_of([l[:1].islower() for l in a.lines[1:]]) > 0.5
+    wrapped = len(lengths) > 3 and max(lengths) - sorted(lengths)[len(lengths) // 4] <= 14 and rhymed_share(a) < 0.35 and a.poem.fit < 0.56 and share_of([l[:1].islower() for l in a.lines[1:]]) > 0.5
     return [Part("paragraphs", 0.7 if wrapped else 0.05, 3)], [] if wrapped else ["the text is broken into lines"]
 
 # %% ../../nbs/lib/verse/08_forms.ipynb #68b96a37
 ACCEPT = 0.6  # the score from which a text is said to have a form
+# one part that is this low spoils the whole, however well the others do
+_FLOORS = {"rhyme": 0.5, "lines": 0.5, "stanzas": 0.4, "refrains": 0.5, "end words": 0.5, "refrain": 0.6, "syllables": 0.4, "no rhyme": 0.3, "sonnets": 0.6}
+_STRICT = {"terza rima", "rhyme royal", "ottava rima", "Spenserian stanza", "couplet sonnet"}  # whose rhymes are what makes them
 
 def _value(parts):
     total = sum(p.weight for p in parts)
@@ -285,8 +395,12 @@ def _match(name, a):
     if not a.lines: return Match(name, 0.0, False, (), ("the text is empty",))
     parts, out = f(a)
     score = round(_value(parts), 4)
+    if warning := foreign(a.text): parts, out, score = [*parts, Part("English", 0.1, 3)], [warning, *out], min(score, 0.55)
+    floors = _FLOORS | ({"rhyme": 0.75} if name in _STRICT else {})
+    if any(p.score < floors.get(p.name, 0) for p in parts): score = min(score, 0.55)
     return Match(name, score, score >= ACCEPT, tuple(parts), tuple(out))
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #e2b8713c
 def detect(
     text: str,
     most: int = 5,  # matches to give
@@ -297,6 +411,7 @@ def detect(
     found = [_match(name, a) for name in REGISTRY]
     return sorted(found, key=lambda m: -(m.score - 0.12 * (1 - REGISTRY[m.form][1])))[:most]
 
+# %% ../../nbs/lib/verse/08_forms.ipynb #6dcde679
 def check(
     text: str,
     form: str,  # a name of the registry, in any case; "sonnet" is the best of the sonnets
@@ -318,7 +433,8 @@ def report(
     a = analyse(str(text))
     if not a.lines: raise UserError("there is no text to analyse; expected a poem with at least one line")
     every = [w for l in a.lines for w in line_words(l)]
-    scans = [m for m, l in zip(a.poem.lines, "\n\n".join("\n".join(s) for s in a.stanzas).splitlines()) if l.strip()]
+    whole = "\n\n".join("\n".join(s) for s in a.stanzas)
+    scans = [m for m, l in zip(a.poem.lines, whole.splitlines()) if l.strip()]
     rows, at = [], 0
     for number, s in enumerate(a.stanzas, 1):
         for l in s:
@@ -327,8 +443,9 @@ def report(
             at += 1
     return {
         "lines": rows, "stanzas": [len(s) for s in a.stanzas],
-        "rhyme": {"scheme": rhyme.scheme(text).strip(), "by_sound": rhyme.scheme(text, context=False).strip(), "density": round(rhyme.density(text), 4)},
+        "rhyme": {"scheme": rhyme.scheme(whole).strip(), "by_sound": rhyme.scheme(whole, context=False).strip(), "density": round(rhyme.density(whole), 4)},
         "meter": {"name": a.poem.meter, "fit": a.poem.fit, "family": a.poem.family},
         "forms": [{"form": m.form, "score": m.score, "accepted": m.accepted, "parts": {p.name: round(p.score, 4) for p in m.parts}, "deviations": list(m.deviations)} for m in detect(text)],
+        "left_out": [{"text": l, "what": what} for l, what in a.left_out], "warnings": [w for w in [foreign(a.text)] if w],
         "unknown_words": {"share": round(sum(pronounce(w).source == "guess" for w in every) / max(1, len(every)), 4), "words": sorted({w for w in every if pronounce(w).source == "guess"})[:20]},
     }

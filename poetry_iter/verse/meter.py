@@ -6,28 +6,29 @@
 __all__ = ['FEET', 'LENGTHS', 'MOST', 'Grid', 'Reading', 'Departure', 'Scan', 'PoemScan', 'scan', 'poem']
 
 # %% ../../nbs/lib/verse/03_meter.ipynb #c6db6d32
-import re
 from collections import Counter, namedtuple
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 
-from .pronunciation import line_words
-from .syllables import ELASTIC, Option, cells, elastic, joins, options, tokens
+from .pronunciation import line_words, unnumbered
+from .syllables import ELASTIC, Option, cells, divided, elastic, joins, options, pauses, tokens
 
-# %% ../../nbs/lib/verse/03_meter.ipynb #7ebb3441
+# %% ../../nbs/lib/verse/03_meter.ipynb #ee2d9dae
 FEET = {"iambic": "ws", "trochaic": "sw", "anapestic": "wws", "dactylic": "sww"}
 LENGTHS = ["", "monometer", "dimeter", "trimeter", "tetrameter", "pentameter", "hexameter", "heptameter", "octameter"]
 _FEET_MAX = 8
 MOST = 22  # syllables in a line, over which no meter is looked for
 Grid = namedtuple("Grid", "family feet cells price notes")  # cells: foot strings; notes: (foot, what)
 _PRIOR = {"iambic": 0.0, "trochaic": 0.7, "anapestic": 0.6, "dactylic": 1.7}
+_AFTER_PAUSE = 1.2  # what a pause before a foot takes off the price of its inversion
 _LENGTH_PRIOR = [9, 2.5, 1.2, 0.6, 0.2, 0.0, 1.0, 1.2, 1.8]
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #e8610624
 def _family_grids(family, feet):
     "All grids of one meter."
     if family == "iambic":
-        first = [("ws", 0, ""), ("sw", 0.8, "inversion"), ("wws", 1.3, "extra syllable"), ("s", 1.5, "headless")]
+        first = [("ws", 0, ""), ("sw", 0.8, "inversion"), ("wws", 1.6, "extra syllable"), ("s", 1.5, "headless")]
         inner = [("ws", 0, ""), ("sw", 2.0, "inversion"), ("wws", 1.3, "extra syllable")]
         last = [("ws", 0, ""), ("sw", 3.0, "inversion"), ("wws", 1.3, "extra syllable")]
         ends = [("", 0, ""), ("w", 0.4, "feminine ending"), ("ww", 1.8, "triple ending")]
@@ -63,6 +64,7 @@ def _family_grids(family, feet):
     grow(0, (), 0.0, ())
     return out
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #3746c47d
 @cache
 def _grids():
     "By number of syllables: the grids, their strong positions and prices, the meter of each, and where each meter begins."
@@ -71,16 +73,20 @@ def _grids():
         for feet in range(1, 9 if len(unit) == 2 else 6 if family == "anapestic" else 7):
             for row, price, notes in _family_grids(family, feet):
                 n = sum(map(len, row))
-                if n <= MOST: by.setdefault(n, []).append(Grid(family, feet, row, price + _PRIOR[family] + _LENGTH_PRIOR[feet], notes))
+                if n <= MOST: by.setdefault(n, []).append(Grid(family, feet, row, price, notes))
     out = {}
     for n, grids in by.items():
         strong = np.array([[c == "s" for c in "".join(g.cells)] for g in grids], np.float32)
         price = np.array([g.price for g in grids], np.float32)
+        turned = np.zeros_like(strong)  # where a foot that is turned round begins, the first apart
+        for k, g in enumerate(grids):
+            for foot, what in g.notes:
+                if what == "inversion" and foot and g.family == "iambic": turned[k, sum(map(len, g.cells[:foot]))] = _AFTER_PAUSE
         code = np.array([list(FEET).index(g.family) * (_FEET_MAX + 1) + g.feet for g in grids])
-        out[n] = grids, strong, price, code, np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
+        out[n] = grids, strong, price, turned, code, np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
     return out
 
-# %% ../../nbs/lib/verse/03_meter.ipynb #ee2d9dae
+# %% ../../nbs/lib/verse/03_meter.ipynb #bba89c5b
 _LOW = -30.0
 
 Reading = namedtuple("Reading", "stresses cost why")  # a tuple of options' digits, their price, reasons
@@ -99,37 +105,44 @@ def _readings(line_words, most=24, dearest=9.0):
     for a in range(len(single)):
         for b in range(a):
             (c1, k1, o1), (c2, k2, o2) = single[a], single[b]
-            if k1 == k2 or c1 + c2 > 2.2: continue
+            if k1 == k2 or c1 + c2 > 3.8: continue
             r = list(base)
             r[k1], r[k2] = o1.stresses, o2.stresses
             out.append(Reading(tuple(r), c1 + c2, (o1.why, o2.why)))
     return out[:most]
 
-def _costs(line_words, reading):
-    s, w = [], []
-    for cell in map(cells, line_words, reading.stresses):
-        s += cell[2]
-        w += cell[3]
-    return s, w
+# %% ../../nbs/lib/verse/03_meter.ipynb #f80e7ad6
+def _costs(line_words, reading, pauses):
+    s, w, starts = [], [], []
+    for _, _, strong, weak in map(cells, line_words, reading.stresses):
+        starts.append(len(s))
+        s += strong
+        w += weak
+    after = [0] * len(s)
+    if 1 in pauses:
+        for k, pause in zip(starts, pauses):
+            if pause and k < len(after): after[k] = 1
+    return s, w, after
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #676d4126
 def _scored(items):
     "By number of syllables: which line and reading each row is, and its score under every grid."
     rows = {}
     for k, (_, costs) in enumerate(items):
-        for r, (s, w) in enumerate(costs):
-            if 2 <= len(s) <= MOST and len(s) in _grids(): rows.setdefault(len(s), []).append((k, r, s, w))
+        for r, (s, w, after) in enumerate(costs):
+            if 2 <= len(s) <= MOST and len(s) in _grids(): rows.setdefault(len(s), []).append((k, r, s, w, after))
     out = {}
     for n, group in rows.items():
-        _, strong, price, _, _ = _grids()[n]
-        s, w = np.array([g[2] for g in group], np.float32), np.array([g[3] for g in group], np.float32)
-        out[n] = [g[0] for g in group], [g[1] for g in group], (s - w) @ strong.T + w.sum(1, keepdims=True) - price
+        _, strong, price, turned, *_ = _grids()[n]
+        s, w, after = (np.array([g[x] for g in group], np.float32) for x in (2, 3, 4))
+        out[n] = [g[0] for g in group], [g[1] for g in group], (s - w) @ strong.T + after @ turned.T + w.sum(1, keepdims=True) - price
     return out
 
 def _best(items, scored, expected):
     "For each line the best (reading, grid, score), with the log prior of each meter."
     out = [(0, None, _LOW)] * len(items)
     for n, (ks, rs, score) in scored.items():
-        grids, _, _, code, _ = _grids()[n]
+        grids, _, _, _, code, _ = _grids()[n]
         total = score + expected[ks][:, code]
         pick = total.argmax(1)
         for k, r, g, v in zip(ks, rs, pick.tolist(), total[np.arange(len(ks)), pick].tolist()):
@@ -137,18 +150,23 @@ def _best(items, scored, expected):
             if v > out[k][2]: out[k] = (r, grids[g], v)
     return out
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #ba179511
+_SHARE, _ONCE = 0.05, 1.0
+
+def _priors(): return np.array([[_PRIOR[f] + l for l in _LENGTH_PRIOR] for f in FEET], np.float32).ravel()
+
 def _expectations(scored, shape):
     "Which meter the lines as they stand agree on, and what to expect of each line."
     table = np.full((len(shape), 4 * (_FEET_MAX + 1)), -8.0, np.float32)
     for n, (ks, _, score) in scored.items():
-        _, _, _, code, starts = _grids()[n]
+        *_, code, starts = _grids()[n]
         best = np.full((len(ks), table.shape[1]), -8.0, np.float32)
         best[:, code[starts]] = np.maximum.reduceat(score, starts, axis=1)
         table[ks] = np.maximum(best, -8.0)
-    if len(table) == 1: return np.zeros_like(table)  # one line alone has nothing to agree with
-    by_family = table.reshape(len(table), 4, -1).max(2).sum(0)
+    if len(table) == 1: return -_priors()[None]  # one line alone has nothing to agree with
+    by_family = (table - _SHARE * _priors()).reshape(len(table), 4, -1).max(2).sum(0) - _ONCE * np.array(list(_PRIOR.values()))
     family = int(by_family.argmax())
-    own = table.reshape(len(table), 4, -1)[:, family]
+    own = (table - _SHARE * _priors()).reshape(len(table), 4, -1)[:, family]
     votes = np.exp(own - own.max(1, keepdims=True))
     votes /= votes.sum(1, keepdims=True)
     overall = votes.mean(0)
@@ -158,49 +176,40 @@ def _expectations(scored, shape):
     for ks in at.values():
         mean = (votes[ks].sum(0) + 2 * overall) / (len(ks) + 2)
         expected[ks, family] = 1.2 * np.log(0.03 + mean)
-    return expected.reshape(len(table), -1)
+    return expected.reshape(len(table), -1) - _SHARE * _priors()
 
-# %% ../../nbs/lib/verse/03_meter.ipynb #bba89c5b
+# %% ../../nbs/lib/verse/03_meter.ipynb #7f8e7ad8
 _FULL, _QUIET = 1.2, -3.0  # strengths: chosen on scansions of our own
+_SELDOM = frozenset("and as but than my thy".split())  # little words that readers lift in less than half of the strong positions
+_WEIGHTY = frozenset("then now here up out off both each all one this that no not o oh ah yes lo come go see well once down there what why how".split())
 
-def _spoken(line_words, reading, positions):
+# %% ../../nbs/lib/verse/03_meter.ipynb #a5a6ced7
+def _spoken(line_words, reading, positions, pauses=None, rising=True):
     "Stresses as '+' and '-'."
-    out = []
-    for kinds, own, _, _ in map(cells, line_words, reading.stresses):
-        for kind, x in zip(kinds, own):
+    out, kinds = [], []
+    for w, pause, (own, strengths, _, _) in zip(line_words, [*(pauses or ())[1:], *([0] * len(line_words))], map(cells, line_words, reading.stresses)):
+        for kind, x in zip(own, strengths):
             strong = positions[len(out)] == "s"
-            out.append("+" if kind == 6 or (kind != 4 and (x > _QUIET if strong else kind < 4 and x > _FULL)) else "-")
+            if strong: up = kind == 6 or (kind != 4 and x > _QUIET and w not in _SELDOM)
+            else: up = kind == 6 or (kind < 4 and (x > _FULL or (kind == 2 and pause and w in _WEIGHTY)))
+            out.append("+" if up else "-")
+        kinds += own
+    for k, kind in enumerate(kinds):  # beside a stress, or at the head of a line, a little word is not lifted
+        if kind == 1 and out[k] == "+" and positions[k] == "s" and ((k == 0 and rising) or out[k - 1 : k] == ["+"] or out[k + 1 : k + 2] == ["+"]): out[k] = "-"
     return "".join(out)
 
-# %% ../../nbs/lib/verse/03_meter.ipynb #771a331d
+# %% ../../nbs/lib/verse/03_meter.ipynb #6571dfde
 Departure = namedtuple("Departure", "foot kind reason")  # foot from 1; 0: the whole line
 Scan = namedtuple("Scan", "text stresses syllables feet meter nominal departures fit family")
 
 def _named(family, feet): return f"{family} {LENGTHS[feet]}"
 
-@lru_cache(1 << 16)
-def _syllable_texts(word, n):
-    "A word's letters in n parts."
-    if n <= 1: return [word] * n
-    groups = [m.span() for m in re.finditer(r"[aeiouyè]+", word)]
-    if len(groups) > n and word.endswith(("e", "es", "ed")): groups = groups[: max(n, len(groups) - 1)]
-    while len(groups) > n: groups.pop()
-    while len(groups) < n and groups:
-        k = max(range(len(groups)), key=lambda k: groups[k][1] - groups[k][0])
-        a, b = groups[k]
-        if b - a < 2: break
-        groups[k : k + 1] = [(a, a + 1), (a + 1, b)]
-    if len(groups) != n: return [word[k * len(word) // n : (k + 1) * len(word) // n] for k in range(n)]
-    cuts = [0]
-    for (_, a), (b, _) in zip(groups, groups[1:]): cuts.append(a + (b - a) // 2 if b - a != 2 or word[a : b] not in ("th", "sh", "ch", "ph") else a)
-    return [word[a:b] for a, b in zip(cuts, cuts[1:] + [len(word)])]
-
-def _told(line, line_words, reading, grid, score):
+def _told(line, line_words, pauses, reading, grid, score):
     "A scanned line with its reasons."
     syllables, before = [], ""
     for w, s in zip(line_words, reading.stresses):
         if not s: before += w.lstrip("-") + " "  # th' expense: written with the next syllable
-        for t in _syllable_texts(w.lstrip("-"), len(s)):
+        for t in divided(w.lstrip("-"), len(s)):
             syllables.append(before + t)
             before = ""
     if before and syllables: syllables[-1] += " " + before.strip()
@@ -208,7 +217,7 @@ def _told(line, line_words, reading, grid, score):
     if grid is None:
         return Scan(line, _spoken(line_words, reading, "w" * n), tuple(syllables), (), "none", "", (Departure(0, "no meter", f"{n} syllables fit no meter"),), 0.0, "none")
     positions = "".join(grid.cells)
-    stresses = _spoken(line_words, reading, positions)
+    stresses = _spoken(line_words, reading, positions, pauses, grid.family in ("iambic", "anapestic"))
     nominal = positions.replace("w", "-").replace("s", "+")
     unit, feet, at, out = FEET[grid.family], [], 0, []
     out += [Departure(0, "elision" if "spoken" not in why or "not spoken" in why else "expansion", why) for why in reading.why if why and why != "another way to say it"]
@@ -222,6 +231,7 @@ def _told(line, line_words, reading, grid, score):
         at += len(cell)
     return Scan(line, stresses, tuple(syllables), tuple(feet), _named(grid.family, grid.feet), nominal, tuple(out), round(float(np.exp(min(0.0, score) / (2 * grid.feet))), 4), grid.family)
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #8a423792
 def _fits(best):
     "Whether a line as it stands is good enough that no other way to say it need be tried."
     _, grid, score = best
@@ -229,36 +239,39 @@ def _fits(best):
 
 def _expected_there(best, expected):
     "Whether a line's meter is the one that its poem leads one to expect."
-    return best[1] is not None and expected.any() and expected[list(FEET).index(best[1].family) * (_FEET_MAX + 1) + best[1].feet] == expected.max()
+    return best[1] is not None and expected[list(FEET).index(best[1].family) * (_FEET_MAX + 1) + best[1].feet] == expected.max()
 
 def _scan_all(lines, shape):
     all_words = [tokens(l[:4000]) for l in lines]
+    all_pauses = [pauses(l[:4000], len(ws)) for l, ws in zip(lines, all_words)]
     items = []
-    for ws in all_words:
+    for ws, ps in zip(all_words, all_pauses):
         base = Reading(tuple([options(w)[0].stresses for w in ws]), 0.0, ())
-        items.append(([base], [_costs(ws, base)]))
+        items.append(([base], [_costs(ws, base, ps)]))
     scored = _scored(items)
     expected = _expectations(scored, shape)
     best = _best(items, scored, expected)
-    again = [k for k, b in enumerate(best) if 0 < len(all_words[k]) <= 2 * MOST and (not _fits(b) or (any(map(elastic, all_words[k])) and not _expected_there(b, expected[k])))]
+    again = [k for k, b in enumerate(best) if 0 < len(all_words[k]) <= 2 * MOST and (not _fits(b) or (any(map(elastic, all_words[k])) and (len(lines) == 1 or not _expected_there(b, expected[k]))))]
     if again:
         tried = []
         for k in again:
             readings = _readings(all_words[k], dearest=ELASTIC if _fits(best[k]) else 9.0)
-            tried.append((readings, [_costs(all_words[k], r) for r in readings]))
+            tried.append((readings, [_costs(all_words[k], r, all_pauses[k]) for r in readings]))
         for k, t, b in zip(again, tried, _best(tried, _scored(tried), expected[again])):
             if b[2] > best[k][2]: items[k], best[k] = t, b
     scans = []
-    for l, ws, (readings, _), (r, grid, score) in zip(lines, all_words, items, best):
-        scans.append(_told(l, ws, readings[r], grid, score))
+    for l, ws, ps, (readings, _), (r, grid, score) in zip(lines, all_words, all_pauses, items, best):
+        scans.append(_told(l, ws, ps, readings[r], grid, score))
     return scans
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #6c8cbce1
 def scan(
     line: str,
 ) -> Scan:  # stresses, syllables, feet, meter, departures
     "One line, on its own."
     return _scan_all([str(line).replace("\n", " ")], [0])[0]
 
+# %% ../../nbs/lib/verse/03_meter.ipynb #8051e1ef
 PoemScan = namedtuple("Poem", "meter fit family feet lines")  # feet: how many in each line; lines: a `Scan` each, None where blank
 
 def poem(
@@ -266,7 +279,7 @@ def poem(
 ) -> PoemScan:  # the poem's meter, its fit in [0, 1], and each line's scan
     "The meter of a poem, and how each line keeps it."
     if isinstance(lines, str): lines = lines.splitlines()
-    lines = [str(l) for l in lines]
+    lines = unnumbered([str(l) for l in lines])
     at = [k for k, l in enumerate(lines) if line_words(l[:4000])]
     if not at: return PoemScan("none", 0.0, "none", (), tuple(None for _ in lines))
     shape, place, known = [], 0, set(at)
@@ -289,4 +302,4 @@ def poem(
     if fit < _METRICAL: name = "free"
     return PoemScan(name, round(fit, 4), family if name != "free" else "free", tuple(len(s.feet) for s in scans), tuple(out))
 
-_METRICAL = 0.5  # a poem whose mean fit is lower is called free verse
+_METRICAL = 0.53  # a poem whose mean fit is lower is called free verse

@@ -8,13 +8,14 @@ __all__ = ['Pair', 'Deviation', 'Strength', 'pair', 'scheme', 'density', 'compar
 
 # %% ../../nbs/lib/verse/06_rhyme.ipynb #d4a3a46a
 from collections import namedtuple
+from functools import lru_cache
 
 import numpy as np
 
 from ..core import UserError
-from .pronunciation import pronounce, line_words
-from .rhyme_odds import _CLOSE_CODAS, _coda_names, line_end, log_odds, pair_features
-from .schemes import SMALL, by_sound, candidates, canonical, clusters, merge, pair_odds, stanza_schemes
+from .pronunciation import _seen, line_words, pronounce, unnumbered
+from .rhyme_odds import _CACHES, _CLOSE_CODAS, _coda_names, line_end, log_odds, pair_features
+from .schemes import SMALL, by_sound, candidates, canonical, clusters, heard, merge, pair_odds, stanza_schemes
 
 # %% ../../nbs/lib/verse/06_rhyme.ipynb #af891aec
 Pair = namedtuple("Pair", "kind score reason")
@@ -61,10 +62,10 @@ def _said(text):
 def _split(lines):
     "Lines, and the groups of them that blank lines part."
     if isinstance(lines, str): lines = lines.splitlines()
-    lines = [str(l) for l in lines]
+    lines = unnumbered([str(l) for l in lines])
     stanzas, now = [], []
     for k, l in enumerate(lines):
-        if l.strip(): now.append(k)
+        if _seen(l).strip(): now.append(k)
         elif now: stanzas, now = stanzas + [now], []
     return lines, stanzas + [now] if now else stanzas
 
@@ -84,7 +85,7 @@ def scheme(
     if not context: classes = by_sound(len(at), *inner[0])
     elif whole:
         scored = candidates(len(at), *inner[0])
-        classes = merge(max(scored, key=scored.get), *inner[0])
+        classes = merge(heard(max(scored, key=scored.get), *inner[0]), *inner[0])
     else: classes = _chain(stanza_schemes(sizes, inner), seams)
     letters = iter(canonical(classes))
     out = [" "] * len(lines)
@@ -119,6 +120,7 @@ def density(
     groups = np.bincount(clusters(len(ends), *pair_odds(ends, [len(ends)])[0][0]))
     return float(groups[groups > 1].sum() / len(ends))
 
+# %% ../../nbs/lib/verse/06_rhyme.ipynb #0fbc3605
 Deviation = namedtuple("Deviation", "line other kind reason")  # lines count from 1, blank lines too
 
 def _wanted(pattern, stanzas):
@@ -131,6 +133,7 @@ def _wanted(pattern, stanzas):
     if n > len(letters) and n % len(letters) == 0 and len(letters) <= 8: return [(k // len(letters), letters[k % len(letters)]) for k in range(n)], n
     return list(letters), len(letters)
 
+# %% ../../nbs/lib/verse/06_rhyme.ipynb #6994ec05
 def _against(lines, pattern):
     "Everything that compares lines with a wanted scheme: positions, wanted classes, ends, chances of the pairs that matter."
     lines, stanzas = _split(lines)
@@ -153,12 +156,18 @@ def _against(lines, pattern):
         for (x, k), o in zip(pairs, odds): chance[x, k] = 0.0 if ends[x] is None or ends[k] is None else _chance(o)
     return at, classes, length, ends, pairs, chance
 
+# %% ../../nbs/lib/verse/06_rhyme.ipynb #278b3541
 def compare(
     lines: str | list[str],
     wanted: str,  # letters of a stanza or of the whole poem; '-' is a line that may do as it likes
 ) -> tuple[float, list[Deviation]]:  # as `reward` and `deviations` give them
     "A text against the scheme that was asked for."
-    at, classes, length, ends, pairs, chance = _against(lines, wanted)
+    score, out = _compared(tuple(lines.splitlines() if isinstance(lines, str) else map(str, lines)), str(wanted))
+    return score, list(out)
+
+@lru_cache(64)
+def _compared(lines, wanted):
+    at, classes, length, ends, pairs, chance = _against(list(lines), wanted)
     if not at: return 0.0, []
     mates, others, best, spoiled = {}, {}, {}, {}
     for (x, k), together in pairs.items():
@@ -182,6 +191,9 @@ def compare(
     if len(at) != length: out.append(Deviation(at[-1] + 1, 0, "length", f"{len(at)} lines, the scheme has {length}"))
     return float(sum(marks) / len(marks) * min(len(at), length) / max(len(at), length)), out
 
+_CACHES.append(_compared)
+
+# %% ../../nbs/lib/verse/06_rhyme.ipynb #69d80182
 def deviations(
     lines: str | list[str],
     wanted: str,  # as for `compare`

@@ -8,6 +8,7 @@ __all__ = ['MAX_VARIANTS', 'Ending', 'Line', 'FEATURES', 'line_end', 'use', 'pai
 
 # %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #a405d324
 import json
+import re
 from collections import namedtuple
 from functools import cache, lru_cache
 from importlib import resources
@@ -119,6 +120,7 @@ def use(
 _CLOSE_VOWELS = "AA-AO AA-AH AE-AA AH-UH AH-UW OW-UW AO-OW IH-IY EH-EY EH-IY EH-IH AY-IY AY-IH ER-AO ER-AA ER-IH ER-EH AY-OY AW-OW AW-UW UH-UW AH-OW AE-EY AH-AO AA-OW".split()
 _CLOSE_CODAS = "S-Z TH-DH F-V K-G P-B T-D M-N N-NG SH-ZH CH-JH".split()
 
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #2b65a0ed
 @cache
 def _vowel_table():
     "Log-odds of vowel against vowel."
@@ -135,6 +137,7 @@ def _vowel_table():
     np.fill_diagonal(table, 3.0)
     return table
 
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #c6392776
 _coda_memo = {}
 def _coda_odds(a, b):
     "Log-odds of coda against coda: learned where it was seen, else by what the two share."
@@ -155,6 +158,7 @@ def _coda_names():
     if names is None or len(names) != len(ids): names = _coda_memo["names"] = list(ids)
     return names
 
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #a1027b86
 @cache
 def _coda_table(size): # grows with the codas met, by powers of two
     return np.full((size, size), np.nan)
@@ -253,6 +257,42 @@ def by_trees(f):
     for _ in range(depth): at = 2 * at + 1 + (f[rows, feature[trees, at]] > threshold[trees, at])
     return bias + value[trees, at - (2**depth - 1)].sum(1)
 
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #154ed4a7
+_OLD = {("die", "liberty"): 0.8, ("obey", "head"): -0.6, ("obey", "sea"): -0.6, ("die", "join"): 0.2, ("star", "wert"): -0.6, ("severe", "swear"): 0.0}  # sounds that have parted: the least odds of a rhyme
+
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #2ea07b12
+@lru_cache(1 << 16)
+def _old_sound(word):
+    "Which of the sounds in `_OLD` a word ends in, and what follows; None for most."
+    phones = pronounce(word).variants[0]
+    spots = [k for k, p in enumerate(phones) if p[-1].isdigit()]
+    if not spots: return None
+    vowel, rest, eye = phones[spots[-1]], list(phones[spots[-1] + 1 :]), _eye(word)
+    bare = vowel.rstrip("012")
+    if rest[:1] == ["R"]:
+        old = "star" if bare == "AA" else "swear" if bare == "EH" and re.match("ea?re?|ai?re?", eye) else "severe" if bare in ("IH", "IY") and re.match("ee?re?|ea?re?", eye) else None
+        if word.endswith("eare"): old = "wert" if bare != "AA" else old
+    elif bare == "ER": old = "wert" if vowel[-1] == "1" and eye.startswith("er") else None
+    elif vowel in ("IY0", "IY2"): old = "liberty" if re.match("(y|ie)", eye) else None
+    else: old = {"AY": "die", "OY": "join", "EY": "obey"}.get(bare) if vowel[-1] != "0" else None
+    if bare == "EH" and rest[:1] != ["R"] and eye.startswith("ea"): old = "head"
+    if vowel == "IY1" and rest[:1] != ["R"] and re.match("e[aiy]", eye): old = "sea"
+    return old and (old, " ".join(rest[1:] if rest[:1] == ["R"] else rest))
+
+def _once_alike(lines, i, j, odds):
+    "Odds lifted where two words rhymed before their sounds parted."
+    old = [_old_sound(l.word) for l in lines]
+    met = {}
+    for k, o in enumerate(old):
+        if o: met.setdefault(o[1], {}).setdefault(o[0], []).append(k)
+    least = {(a, b): v for sounds in met.values() for (x, y), v in _OLD.items() if x in sounds and y in sounds for a in sounds[x] for b in sounds[y] if lines[a].word != lines[b].word} if any(len(s) > 1 for s in met.values()) and len(lines) < 400 else {}
+    if least:
+        table = np.full((len(lines), len(lines)), -9.0, np.float32)
+        for (a, b), v in least.items(): table[a, b] = table[b, a] = v
+        odds = np.maximum(odds, table[i, j])
+    return odds
+
+# %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #228bbdcb
 def log_odds(
     lines: list,  # of `Line`
     i, j,  # index arrays: the pairs
@@ -262,4 +302,4 @@ def log_odds(
     if not len(i): return out
     keep, f = pair_features(lines, np.asarray(i), np.asarray(j))
     if len(keep): out[keep] = np.clip(by_trees(f) if _learned() and "trees" in _learned() else by_rule(f), -6, 6)
-    return out
+    return _once_alike(lines, np.asarray(i), np.asarray(j), out)

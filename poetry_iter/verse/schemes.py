@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WINDOW', 'SMALL', 'LIBRARY', 'near_pairs', 'band_pairs', 'pair_odds', 'clusters', 'by_sound', 'canonical', 'letter',
-           'whole_unit', 'merge', 'candidates', 'stanza_schemes']
+           'whole_unit', 'merge', 'candidates', 'heard', 'stanza_schemes']
 
 # %% ../../nbs/lib/verse/05_schemes.ipynb #ab03fc1f
 from functools import cache, lru_cache
@@ -29,6 +29,7 @@ def band_pairs(n):
     j = i + np.tile(np.arange(1, WINDOW + 1), n)
     return i[j < n], j[j < n]
 
+# %% ../../nbs/lib/verse/05_schemes.ipynb #1aadd96f
 def pair_odds(
     ends: list,  # of lines, from `line_end`; None for a line without a word
     sizes: list[int],  # lines of each stanza
@@ -50,6 +51,7 @@ def pair_odds(
     parts = np.split(odds, np.cumsum([len(x) for x, _ in inner + seams[1:]])[:-1])
     return [(x, y, o) for (x, y), o in zip(inner, parts)], [None] + [o.reshape(m, -1) if len(o) else None for m, o in zip(sizes, parts[len(sizes):])]
 
+# %% ../../nbs/lib/verse/05_schemes.ipynb #72523bc3
 def clusters(
     n: int,  # lines
     i, j, odds,  # pairs of lines, and their log-odds
@@ -93,6 +95,7 @@ LIBRARY = {"A": 0.05, "AA": 0.3, "AAA": 0.01, "ABAB": 0.25, "ABCB": 0.15, "ABBA"
     "ABABCDCDEFEFGG": 0.02, "ABBAABBACDECDE": 0.01, "ABBAABBACDCDCD": 0.01, "ABABBCBCCDCDEE": 0.005, "ABBACDDCEFEFGG": 0.003, "ABBACDDCEFGEFG": 0.003, "ABBAABBACDDCEE": 0.003, "ABBACDDCEFFEGG": 0.003, "ABAABAABAABAABAABAA": 0.2}
 _SCALE, _SHIFT, _STAY, _SWITCH, _FREE = 1.1, 0.6, -0.3, -2.0, -3.0
 
+# %% ../../nbs/lib/verse/05_schemes.ipynb #43dac232
 def canonical(
     classes,  # anything hashable a line
 ) -> str:  # letters in order of first use
@@ -113,6 +116,7 @@ def whole_unit(
     "Whether a pattern cannot be cut into two that share no rhyme."
     return not any(set(pattern[:k]).isdisjoint(pattern[k:]) for k in range(1, len(pattern)))
 
+# %% ../../nbs/lib/verse/05_schemes.ipynb #486d9e5b
 @cache
 def _weights(pattern):
     "Where a pattern joins lines (line, lines apart), weighed so that a class of k lines counts k - 1 times."
@@ -141,6 +145,7 @@ def _library():
 
 _CACHES.append(_library)
 
+# %% ../../nbs/lib/verse/05_schemes.ipynb #e5eba288
 def _band_of(n, i, j, odds):
     "Odds as rows: line k against line k + d."
     band = np.full((n, (n if n <= SMALL else WINDOW + 1)), -6.0, np.float32)
@@ -183,6 +188,7 @@ def _build(band):
 def _classes(units):
     return [(k, c) for k, u in enumerate(units) for c in u]
 
+# %% ../../nbs/lib/verse/05_schemes.ipynb #3f67826d
 def merge(
     pattern: str,
     i, j, odds,  # pairs of lines, and their log-odds
@@ -205,6 +211,7 @@ def merge(
         classes = [pair[0] if c == pair[1] else c for c in classes]
     return pattern if len(pattern) > 9 and pattern in LIBRARY and len(set(classes)) == len(set(pattern)) - 1 else canonical(classes)
 
+# %% ../../nbs/lib/verse/05_schemes.ipynb #56d9d5ec
 def candidates(
     n: int,  # lines
     i, j, odds,  # pairs of lines, and their log-odds
@@ -245,6 +252,22 @@ def _gain(pattern, band):
         if pairs: total += (len(at) - 1) * sum(float(band[x, y - x]) for x, y in pairs) / len(pairs)
     return total
 
+# %% ../../nbs/lib/verse/05_schemes.ipynb #f84bb0ad
+_DEAF = -4.0  # log-odds under which no pattern makes two lines rhyme
+
+def heard(
+    pattern: str,
+    i, j, odds,  # pairs of lines, and their log-odds
+) -> str:
+    "Fours and eights whose lines 1 and 3 a pattern joins against the ear, while 2 and 4 do rhyme: ABAB → ABCB."
+    if len(pattern) not in (4, 8): return pattern
+    at = {(a, b): o for a, b, o in zip(i.tolist(), j.tolist(), odds.tolist())}
+    out = list(pattern)
+    for k in range(0, len(pattern), 4):
+        if out.count(out[k]) == 2 and out[k] == out[k + 2] and at[k, k + 2] < _DEAF and out[k + 1] == out[k + 3] and at[k + 1, k + 3] > 0: out[k + 2] = ("alone", k)
+    return pattern if out == list(pattern) else canonical(out)
+
+# %% ../../nbs/lib/verse/05_schemes.ipynb #b6a27636
 def stanza_schemes(
     sizes: list[int],  # lines of each stanza
     inner: list,  # pairs of each, from `pair_odds`
@@ -266,4 +289,4 @@ def stanza_schemes(
             for p, v in votes.items():
                 if p not in scored[k] and v > 0.5: scored[k][p] = _gain(p, _band_of(size, *inner[k])) + w["free"] * 2
             out[k] = max(scored[k], key=lambda p: scored[k][p] + w.get("siblings", 1.5) * np.log(0.05 + votes.get(p, 0)))
-    return out
+    return [heard(p, *x) for p, x in zip(out, inner)]

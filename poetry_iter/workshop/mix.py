@@ -9,6 +9,8 @@ __all__ = ['training_rows', 'sides', 'divide', 'mix', 'mix_table', 'mix_facts', 
 from collections import Counter, defaultdict
 from fractions import Fraction
 
+import numpy as np
+
 from .tasks import POEM, TASKS, measured, read_poem
 from ..core import UserError, digest, seed_of
 from ..poems import components, families
@@ -42,7 +44,7 @@ def sides(
     group = dict(zip(texts, families([read_poem(t) for t in texts.values()]))) | {i: i for r in rows for i in r["poems"] if i not in texts}
     number = {g: n for n, g in enumerate(dict.fromkeys(group.values()))}
     links = [(number[group[i]], number[group[r["poems"][0]]]) for r in rows for i in r["poems"][1:]]
-    together = dict(zip(number, components(len(number), links).tolist()))  # poems that a row holds together stand together
+    together = dict(zip(number, components(len(number), np.array(links, int).reshape(-1, 2)).tolist()))  # poems that a row holds together stand together
     kind, members = {}, defaultdict(list)
     for r in rows:
         g = together[group[r["poems"][0]]]

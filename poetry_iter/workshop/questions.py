@@ -125,14 +125,16 @@ def easy_items(
     return {task: draw(rows, "question" if task == "lesson" else "poem") for task, rows in found.items()}
 
 def open_teacher(
-    provider: str,  # shipped, interim, local, anthropic or openai
+    provider: str,  # interim, or one of `provider_names()`
     model: str,  # the provider's; empty: its default
     run,  # a `Run`: its name is the account that pays
     cap_dollars: float = 0.0,
     batch: bool = False,
-    base_url: str = "",
+    base_url: str = "",  # an address that is not the provider's own
     annotations: str | Path = "data/annotated",
     base: ModelSpec | None = None,  # the local model, under the interim educator
+    prices: str = "",  # input/output in dollars per million tokens, for a model whose price is not known
+    key_name: str = "",  # the name of the key that goes to `base_url`
 ):  # a `Teacher`
     "The teacher for a task of this run."
     from poetry_iter.teacher.client import make_teacher
@@ -142,7 +144,7 @@ def open_teacher(
         if provider == "interim" and provider + "_educator" not in rows: raise UserError(f"provider interim: {run.name} has trained no interim educator; run the stage 2_interim_educator, or name another provider")
         base = replace(base or ModelSpec(), name=model or (base or ModelSpec()).name)
         return make_teacher("local", base.on(spec_of(rows["interim_educator"], run.path).adapter) if provider == "interim" else base, cache_dir=None)
-    return make_teacher(provider, model or None, cap_dollars, account=run.name, batch=batch, base_url=base_url or None, annotated=annotations)
+    return make_teacher(provider, model or None, cap_dollars, account=run.name, batch=batch, base_url=base_url, prices=prices, key_name=key_name, annotated=annotations)
 
 def planned(teacher, requests: dict[str, list]) -> StagePlan:
     "What would be asked of a teacher, and its price; a dry run shows the prompts too."

@@ -12,11 +12,12 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from .tasks import ORDER, TASKS, contract_differences, measured, parse_brief
-from ..core import UserError, digest, plain, root, seed_of, write_json
+from ..core import UserError, digest, plain, seed_of, workplace, write_json
 from ..engine import Engine, ModelSpec, Sampling, spec_of, trained_with
-from ..renderers import Completion, Parsed
+from ..renderers import Completion, Ended, Parsed
 from ..runs import find_run, list_runs
 from .conversations import open_chat, with_roles
 
@@ -100,12 +101,13 @@ def session(
     heat, outcomes, watch = TEMPERATURES | (temperatures or {}), [], watch or (lambda event: None)
     asked = f"{request}, in the form of a {form}" if form else request
 
-    def say(role, task, row, step, draft):
+    def say(role, task, row, step, draft) -> tuple[str, Any]:  # the text, and what its task reads in it
+        answer, parsed = Completion(""), Parsed(None, Ended.EMPTY)
         for attempt in range(tries):
             sampling = Sampling(heat["redraft" if step == "draft" and draft else step], 0.95, 40, min(tokens, TASKS[task].tokens))
             answer = crew.ask(role, task, row, sampling, seed_of(seed, step, draft, attempt), lambda piece: watch({"step": step, "draft": draft, "piece": piece}))
             parsed = TASKS[task].read(answer)
-            if task == "poem" and parsed.ended == "cut": parsed = Parsed(TASKS[task].parse(answer.text), "cut")  # a long draft is a draft
+            if task == "poem" and parsed.ended == "cut": parsed = Parsed(TASKS[task].parse(answer.text), Ended.CUT)  # a long draft is a draft
             outcomes.append({"step": step, "draft": draft, "attempt": attempt, "ended": parsed.ended, "tokens": len(answer.tokens)})
             watch({"step": step, "draft": draft, "ended": parsed.ended})
             if parsed.value: break
@@ -149,7 +151,7 @@ def players_of(
     runs = [find_run(run)] if run else [r for r in list_runs() if r.config.get("experiment") == "workshop" and trained(r)][-1:]
     if run and not trained(runs[0]): raise UserError(f"run {run}: it has trained neither an educator nor a {poet}; `poetry-iter runs` lists the runs")
     if not runs: return ModelSpec(), ModelSpec(), "data/model, untrained; `poetry-iter run workshop` trains the two"
-    rows, found = {c["name"]: c for c in runs[0].checkpoints()}, []
+    rows, found = {c["name"]: c for c in runs[0].checkpoints() if "name" in c}, []
     base = spec_of(next(iter(rows.values())), runs[0].path)
     for name in ("educator", poet): found.append(spec_of(rows[name], runs[0].path) if name in rows else base.on(None))
     return *found, f"run {runs[0].name}"
@@ -187,7 +189,7 @@ def write_main(
 
         forms.check("a line", form)  # raises for a form that there is not
     educator, poet, origin = players_of(run, model)
-    path = root() / (out or f"outputs/sessions/{'-'.join(re.findall(r'[a-z0-9]+', request.lower()))[:40]}-{digest([request, form, seed, origin], 6)}.json")
+    path = workplace() / (out or f"outputs/sessions/{'-'.join(re.findall(r'[a-z0-9]+', request.lower()))[:40]}-{digest([request, form, seed, origin], 6)}.json")
     if not quiet: print(plain(f"educator and poet: {origin}", lines=False), file=sys.stderr)
     for line in (*prompt_differences(educator), *prompt_differences(poet)): print(f"other prompts: {line}", file=sys.stderr)
     found = session(Crew(educator, poet, swap), request, form, revisions, seed, tokens=tokens, watch=None if quiet else show())

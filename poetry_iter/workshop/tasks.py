@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..core import UserError, digest
 from ..poems import Poem, words
-from ..renderers import Completion, Parsed
+from ..renderers import Completion, Ended, Parsed
 
 # %% ../../nbs/lib/workshop/01_tasks.ipynb #7e5e632f
 def poem_text(poem: Poem) -> str:
@@ -141,10 +141,10 @@ class Task:
     ) -> Parsed:  # value: the parts; ended: complete, cut, malformed or empty
         "The parts of an answer, and how it ended."
         text = completion.text.rpartition("</think>")[2].strip()
-        if not text: return Parsed(None, "empty")
-        if completion.ended == "length": return Parsed(None, "cut")
-        try: return Parsed(self.parse(text), "complete")
-        except ValueError: return Parsed(None, "malformed")
+        if not text: return Parsed(None, Ended.EMPTY)
+        if completion.ended == "length": return Parsed(None, Ended.CUT)
+        try: return Parsed(self.parse(text), Ended.COMPLETE)
+        except ValueError: return Parsed(None, Ended.MALFORMED)
 
 # %% ../../nbs/lib/workshop/01_tasks.ipynb #f5a02fed
 _BRIEF = '"Angle:" the one way in; "Avoid:" five or six clichés of the subject; "Images:" one domain; "Form:" with its demands; and last: Output only the poem.'
