@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..core import UserError, append_jsonl, digest, read_jsonl
 from .items import Item
-from .metrics import Judged, measure
+from .metrics import Judged, metric_set
 from .rulebook import check_rules, findings_text, judge_messages, read_prompts
 from ..poems import words
 
@@ -150,7 +150,7 @@ def summarize_teacher(rows: list[dict], requested: list[Item]) -> dict:
     asked = [i for i in requested if i.id in tries]
     of = lambda some, label: [i for i in some if i.label == label]
     share = lambda some, keep: sum(map(keep, some)) / len(some) if some else None
-    judged = lambda rows: measure(Judged([i.label for i in asked], [None] * len(asked), decided=[rows[i.id]["predicted"] for i in asked]), 0) if asked else None
+    judged = lambda rows: metric_set(Judged([i.label for i in asked], [None] * len(asked), decided=[rows[i.id]["predicted"] for i in asked]), 0) if asked else None
     by_class = {str(label): {"asked": len(of(asked, label)), "first_try": share(of(asked, label), lambda i: tries[i.id]["accepted"]), "with_retries": share(of(asked, label), lambda i: i.id in won and not won[i.id]["hinted"]),
                              "with_hint": share(of(asked, label), lambda i: i.id in won)} for label in (0, 1)}
     return {"items": len(requested), "requested": len(asked), "accepted": len(won), "rejected": len(asked) - len(won), "rate": share(asked, lambda i: i.id in won), "hinted": sum(r["hinted"] for r in won.values()),
