@@ -13,7 +13,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
