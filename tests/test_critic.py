@@ -151,3 +151,11 @@ def test_reinforcement_moves_an_adapter_that_opens_again(tmp_path):
     checkpoint, log = reinforce(lm, Way("Is this a good poem?"), items, tmp_path / "grpo", Training(), 2, 8, tokens=16)
     assert len(log) == 2 and open_engine(lm.spec.on(tmp_path / "grpo")).identity == lm.identity
     assert reinforce(lm, Way("Is this a good poem?"), items, tmp_path / "grpo", Training(), 2, 8, tokens=16) == (checkpoint, log)
+
+
+def test_the_rules_programs_take_any_text(shipped):
+    from poetry_iter.critic.rulebook import check_rules
+
+    rules = read_rulebook("data/rulebook")
+    for text in (*(i.text for i in shipped[::9]), "…\n—\n\nHe did go", "one word", "\n".join(f"and line {k} did go" for k in range(60))):
+        assert all(1 <= f["line"] <= len([line for line in text.split("\n") if line.strip()]) for f in check_rules(text, rules, 99))

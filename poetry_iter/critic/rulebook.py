@@ -179,7 +179,7 @@ def fit_rulebook(
         left = [r.name for r in rules if r not in kept]
         text = "\n\n".join([*(r.text(False) for r in kept), f"(No room for examples, nor for the rules: {', '.join(left)}.)"])
         if count(text) <= room: return text, ["all examples", *left]
-    raise UserError(f"the rulebook is longer than the context: {count(rules[0].text(False))} tokens for the first rule alone, and there is room for {max(room, 0)}; shorten the rules, or choose a model with a longer context")
+    raise UserError(f"the rulebook is longer than the context: one rule and the names of the others take {count(text)} tokens, and there is room for {max(room, 0)}; shorten the rules, or choose a model with a longer context")
 
 # %% ../../nbs/lib/critic/01_rulebook.ipynb #fee7a3f0
 PROMPTS = "data/rulebook/prompts.yaml"
