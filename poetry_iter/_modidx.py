@@ -793,6 +793,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                                                                                      'poetry_iter/engines/transformers.py')},
             'poetry_iter.engines.unsloth': { 'poetry_iter.engines.unsloth.Unsloth': ( 'lib/engines/unsloth.html#unsloth',
                                                                                       'poetry_iter/engines/unsloth.py'),
+                                             'poetry_iter.engines.unsloth.Unsloth.forward': ( 'lib/engines/unsloth.html#unsloth.forward',
+                                                                                              'poetry_iter/engines/unsloth.py'),
                                              'poetry_iter.engines.unsloth.Unsloth.fresh': ( 'lib/engines/unsloth.html#unsloth.fresh',
                                                                                             'poetry_iter/engines/unsloth.py'),
                                              'poetry_iter.engines.unsloth.Unsloth.load': ( 'lib/engines/unsloth.html#unsloth.load',

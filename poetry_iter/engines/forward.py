@@ -8,6 +8,7 @@ __all__ = ['COPIES', 'PACK', 'LOGITS', 'KNOWN', 'Forward', 'read', 'forward_loss
 # %% ../../nbs/lib/engines/02_forward.ipynb #acc12a68
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 # %% ../../nbs/lib/engines/02_forward.ipynb #03b5326f
 COPIES = 2**30  # bytes of layers up to which their matrices are copied
 
-def _base(module) -> torch.nn.Module: return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+def _base(module) -> Any: return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 def _matrix(module) -> torch.Tensor:
     "The matrix of a linear layer, the active LoRA adapters in it."
@@ -43,7 +44,7 @@ class Forward:
 
     def __init__(
         self,
-        lm: torch.nn.Module,  # a causal model of transformers, adapters inside
+        lm: Any,  # a causal model of transformers, adapters inside
     ):
         config, base = lm.config, lm.base_model
         self.base, self.head = base, lm.get_output_embeddings()
@@ -172,7 +173,7 @@ KNOWN = {"llama", "mistral", "qwen2", "qwen3"}  # model types of transformers
 _checked = weakref.WeakKeyDictionary()  # model → {its adapters: whether its logits were met}
 
 def forward_of(
-    lm: torch.nn.Module,  # a causal model of transformers, adapters inside
+    lm: Any,  # a causal model of transformers, adapters inside
 ) -> Forward | None:  # None: leave this model to transformers
     "The forward of a model, as its weights are now."
     config = lm.config

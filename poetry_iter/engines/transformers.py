@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..core import UserError, first_line, house, root, seed_of
 from ..engine import ENGINES, Can, ModelSpec, Sampling, Trained
-from .decoding import choose
+from .decoding import choose, decode_rows
 from .forward import Forward, forward_of, forward_losses
 from .devices import best_device, torch_dtype
 from .lora import adapter_digest, fresh_adapter, load_adapter, train_adapter

@@ -17,7 +17,8 @@ LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 class Unsloth(Transformers):
     "A causal model behind Unsloth's `FastLanguageModel`; `spec.load_in_4bit` is QLoRA's base (Dettmers et al. 2023)."
 
-    forward = None  # Unsloth has a forward of its own
+    @property
+    def forward(self) -> None: "Unsloth has a forward of its own."
 
     def load(self, where: str, device: str, dtype: torch.dtype) -> tuple:
         "Model and tokenizer; raises `UserError` where Unsloth is not installed."
