@@ -84,7 +84,7 @@ def _inversion(text: str) -> list[tuple]:
 
     letters, subject = analyse(text).letters, r"(?:I|he|she|we|they|it|thou|you|\w+s|\w+)"
     pattern = rf"\b(did|doth|does)\s(?:\w+\s)?\w+[.,;:!?]*$|\b(him|her|them|me|thee|it)\s(?:{subject}\s)?(?:did|would|could|doth|used to)?\s?\w+(?:ed|ew|ought|ay|un|ie)[.,;:!?]*$|\b(?:to|would|used to)\s(?:\w+\s)?(?:run|shoe|stay|stand|go|see|be|fly)[.,;:!?]*$"
-    return [f for f in _found(text, pattern, "the order of words serves the rhyme") if letters.count(letters[f[0] - 1]) > 1]
+    return [f for f in _found(text, pattern, "the order of words serves the rhyme") if letters.count(letters[f[0] - 1 : f[0]] or "?") > 1]
 
 @rule_check("metre")
 def _metre(text: str) -> list[tuple]:
