@@ -16,7 +16,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import AnyStr
 from urllib.parse import quote
@@ -146,7 +146,7 @@ def write_json(path: str | Path, obj) -> Path:
     "`write_bytes` for one JSON value, indented for a reader."
     return write_text(path, dumps(obj, indent=1) + "\n")
 
-def write_jsonl(path: str | Path, rows: Iterable) -> Path:
+def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> Path:
     "`write_bytes` for rows, one JSON object a line."
     return write_text(path, "".join(dumps(row) + "\n" for row in rows))
 
@@ -221,7 +221,7 @@ def read_jsonl(
     return [] if grows and not Path(path).exists() else [row for _, row in iter_jsonl(path, grows)]
 
 # %% ../nbs/lib/00_core.ipynb #b6c0606b
-def append_jsonl(path: str | Path, rows: Iterable[dict]) -> Path:
+def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> Path:
     "Append rows in one write, after cutting a half-written last line; raises `UserError` when the disk refuses."
     path = Path(path)
     data = "".join(dumps(row) + "\n" for row in rows).encode()

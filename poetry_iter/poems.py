@@ -268,8 +268,8 @@ def _file_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
     untitled = False
     for n, (where, row) in enumerate(READERS[path.suffix.lower()](path, most), 1):
         untitled = untitled or (n == 1 and not _key(row, TITLE_KEYS))
-        named = not untitled or _key(row, TITLE_KEYS) or not (key := _key(row, TEXT_KEYS))
-        yield where, row if named else _titled(row, key, f"{_one_line(path.stem)} {n}")
+        key = _key(row, TEXT_KEYS) if untitled and not _key(row, TITLE_KEYS) else None
+        yield where, _titled(row, key, f"{_one_line(path.stem)} {n}") if key else row
 
 def _rows(path: Path, strict: bool, most: int) -> Iterator[tuple[str, dict | str]]:
     "(where, row) of each poem in a file or folder; of a folder's file that cannot be used, (where, reason)."

@@ -194,8 +194,8 @@ class Base(Renderer):
 
     def _head(self, text) -> list[int]:
         bos = self.tokenizer.bos_token_id
-        adds = bos is not None and self.tokenizer("a").input_ids[:1] == [bos]
-        return ([bos] if adds else []) + self.encode(text)
+        head = [] if bos is None or self.tokenizer("a").input_ids[:1] != [bos] else [bos]
+        return head + self.encode(text)
 
     def describe(self, poem): return self._head(f"{DESCRIBE}\n\nTitle: {poem.title}\nPoem: {poem.content}\n\nDescription:")
 
@@ -230,6 +230,7 @@ class Chat(Renderer):
         kwargs = {"tokenize": False, "add_generation_prompt": generate, "enable_thinking": thinking}
         merged = {"role": "user", "content": "\n\n".join(m["content"] for m in messages[:2])}  # for a template that knows no system role
         ways = [messages, [merged, *messages[2:]]][: 1 + (messages[0]["role"] == "system" and len(messages) > 1)]
+        fault = ""
         for way in ways:
             try: text = self.tokenizer.apply_chat_template(way, **kwargs)
             except Exception as e: fault = first_line(e)  # whatever a template may raise

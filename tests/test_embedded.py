@@ -98,8 +98,7 @@ def test_it_describes_in_its_language(model, poems):
 
 
 def test_thinking_ends_and_leaves_a_description(model, poems):
-    r = model.using("thinking").renderer
-    rows = describing(model, r, poems[:6], Sampling(max_new_tokens=240))
+    rows = describing(model.using("thinking"), poems[:6], Sampling(max_new_tokens=240))
     assert sum(row["ended"] == "complete" for row in rows) >= 5
     assert sum("Stanzas of" in row["thinking"] for row in rows) >= 5
 

@@ -266,7 +266,7 @@ def test_the_health_check_never_shows_a_key(house):
     assert "sesame" not in done.stdout + done.stderr
     rows = {line.split()[2]: line.split()[0] for line in done.stdout.splitlines()[1:]}
     assert rows["ANTHROPIC_API_KEY"] == "ok" and rows["HF_TOKEN"] == "-"
-    assert rows["torch"] == rows["cpu"] == "ok" and done.returncode == 0
+    assert rows["transformers"] == rows["cpu"] == "ok" and done.returncode == 0
 
 
 class Shelf(BaseHTTPRequestHandler):

@@ -192,7 +192,7 @@ def test_the_educator_alone_from_answers_in_a_folder(house, tmp_path):
 
 BAD_INPUT = {
     "a poem in both files": (["-p", "bad_poems=data/tiny_poems.jsonl"], "a poem is good or bad"),
-    "an empty folder": (["-p", "bad_poems={tmp}"], "no .jsonl, .json or .txt file"),
+    "an empty folder": (["-p", "bad_poems={tmp}"], "no .jsonl, .json, .txt, .csv"),
     "no key": (["-p", "hard_provider=anthropic", "-p", "cap_dollars=1"], "ANTHROPIC_API_KEY"),
     "no cap": (["-p", "hard_provider=anthropic"], "cap"),
     "an unknown provider": (["-p", "hard_provider=oracle"], "expected one of shipped"),

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from ..core import UserError, dumps, read_json, read_jsonl, seed_of, workplace, write_json, write_jsonl
 from .items import Item
-from .metrics import Judged, best_threshold, mcnemar, metric_set, one_class, paired_bootstrap
+from .metrics import Judged, mcnemar, metric_set, one_class, paired_bootstrap
 from .rationales import read_verdict, verdict_text
 from .rulebook import fit_rulebook, judge_messages, read_prompts
-from ..engine import Engine, ModelSpec, Sampling, open_engine
+from ..engine import Engine, Sampling, open_engine
 from ..renderers import Example
 from ..training import Training, train
 

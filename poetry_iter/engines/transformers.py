@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -22,8 +23,8 @@ from tqdm import tqdm
 
 from ..core import UserError, first_line, house, root, seed_of
 from ..engine import ENGINES, Can, ModelSpec, Sampling, Trained
-from .decoding import choose, decode
-from .forward import Forward, forward_of, read_losses
+from .decoding import choose
+from .forward import Forward, forward_of, forward_losses
 from .devices import best_device, torch_dtype
 from .lora import adapter_digest, fresh_adapter, load_adapter, train_adapter
 from .weights import check_model_folder, context_length, model_hash
@@ -34,14 +35,14 @@ def load_pretrained(
     where: str,  # a folder, or a name on the hub
     device: str,
     dtype: torch.dtype,
-) -> tuple:  # model, tokenizer
+) -> tuple[Any, Any]:  # model, tokenizer
     "A causal model and its tokenizer."
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     straight = {"device_map": device} if device.startswith("cuda") else {}  # to the GPU: a large model need not fit beside it
-    model, found = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **straight)
+    model, found = cast(tuple, AutoModelForCausalLM.from_pretrained(where, dtype=dtype, output_loading_info=True, **straight))
     if missing := sorted(found["missing_keys"]): raise UserError(f"model {where}: {len(missing)} of its weights are missing, as {missing[0]}; get the folder again")
     model = model.to(device)
     if model.config._attn_implementation == "sdpa": model.set_attn_implementation(_grouped_attention())
@@ -72,15 +73,16 @@ class Transformers:
     def __init__(
         self,
         spec: ModelSpec,
-        model: torch.nn.Module | None = None,  # default: loaded as the spec says
-        tokenizer=None,
+        model: Any = None,  # a causal model, adapters on it or not; default: loaded as the spec says
+        tokenizer: Any = None,
     ):
         self.spec = spec
         if model is None: model, tokenizer = self._open()
         if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, never by id
-        self.model, self.tokenizer, self._renderer, self._head = model.eval(), tokenizer, None, None
+        self.model: Any = model.eval()
+        self.tokenizer, self._renderer, self._head = tokenizer, None, None
 
-    def _open(self) -> tuple:
+    def _open(self) -> tuple[Any, Any]:
         "Model and tokenizer; raises `UserError` when they cannot be loaded, or the adapter is another's."
         spec = self.spec
         if (folder := Path(spec.where)).is_dir(): check_model_folder(folder)
@@ -93,7 +95,7 @@ class Transformers:
             raise UserError(f"model {spec.name}: {where}: {type(e).__name__}: {first_line(e)}") from e
         return (load_adapter(model, spec.adapter, spec.name, spec.renderer) if spec.adapter else model), tokenizer
 
-    def load(self, where: str, device: str, dtype: torch.dtype) -> tuple: return load_pretrained(where, device, dtype)
+    def load(self, where: str, device: str, dtype: torch.dtype) -> tuple[Any, Any]: return load_pretrained(where, device, dtype)
     def fresh(self, settings) -> torch.nn.Module: return fresh_adapter(self.model, settings)
     def prepare(self) -> None: "What must be imported before the trainer is."
 
@@ -223,7 +225,7 @@ def token_losses(engine, examples, batch_size, progress, tokens_per_batch, head_
     out: dict[int, np.ndarray] = {}
     with _inference(engine), tqdm(total=len(examples), desc=progress, disable=not progress, mininterval=1) as bar:
         forward = engine.forward
-        if forward: found = read_losses(forward, examples, tokens_per_batch, batch_size, head_rows)
+        if forward: found = forward_losses(forward, examples, tokens_per_batch, batch_size, head_rows)
         else: found = _padded_losses(engine, examples, tokens_per_batch, batch_size, head_rows)
         for group, losses in found:
             for i, part in zip(group, losses): out[i] = part
@@ -276,7 +278,7 @@ def sample(engine, prompts, end, n, sampling, seeds, progress="", stream=None, t
 
         def step(rows, ended): bar.update(ended); tell(rows[0])
 
-        how = _padded if forward is None else decode
+        how = _padded if forward is None else decode_rows
         rows = how(forward or engine, prompts, n, end, partial(choose, sampling), luck, room, tokens_per_batch, step=step)
     said = [_completion(engine.tokenizer, row, end) for row in rows]
     return [said[i : i + n] for i in range(0, len(said), n)]

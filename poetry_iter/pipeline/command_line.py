@@ -156,6 +156,11 @@ def _verse(args):
 
     print(verse_main(args.file, args.json, color=sys.stdout.isatty()))
 
+def _judge(args):
+    from poetry_iter.critic.judgement import judge_main
+
+    print(judge_main(args.file, not args.label_only, args.json))
+
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #f2da6768
 def parser() -> argparse.ArgumentParser:
     "The command line's grammar."
@@ -222,6 +227,13 @@ def parser() -> argparse.ArgumentParser:
     p = add("verse", _verse, "show the rhymes, stresses, meter and form of a poem")
     p.add_argument("file", metavar="FILE", help="a UTF-8 text; - reads standard input")
     p.add_argument("--json", action="store_true", help="for programs")
+
+    p = add("judge", _judge, "judge poems as good or bad, with a probability and reasons, or say that it is unsure")
+    p.add_argument("file", metavar="FILE", help="poems as `poems check` reads them")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--reasons", action="store_true", help="what speaks for and against, with the lines (default)")
+    how.add_argument("--label-only", action="store_true", help="label and probability")
+    p.add_argument("--json", action="store_true", help="one object a line: title, author, label, p_good, unsure, reasons")
     return main
 
 def main(

@@ -136,7 +136,7 @@ def _alike(a, b):
     return m.ratio() if m.quick_ratio() >= 0.5 else 0.0
 
 # %% ../../nbs/lib/quality/03_generation.ipynb #acf1387e
-CRAFT = ["cliches", "concrete", "kept", "form_kept", "form_score", "rhyme", "meter", "images", "forbidden_kept", "lines", "words", "run", "quatrain"]
+CRAFT = ["p_good", "cliches", "concrete", "kept", "form_kept", "form_score", "rhyme", "meter", "images", "forbidden_kept", "lines", "words", "run", "quatrain"]
 SHARES = ["verse", "stops", "memorised", "cliche_free"]
 
 def measure(
@@ -144,6 +144,8 @@ def measure(
     known: Known | list[Poem] | None = None,  # what the model was trained on
 ) -> list[dict]:  # the rows, with every figure
     "Measure each text."
+    from poetry_iter.critic.judgement import p_good
+
     known, out = Known(known) if isinstance(known, list) else known, []
     for r in rows:
         title, _, rest = r["text"].strip().partition("\n\n")
@@ -152,7 +154,7 @@ def measure(
         row = {**r, "confusion": what, "verse": float(not what), "stops": float(r.get("ended") != "cut")} | dict.fromkeys([*CRAFT, "memorised", "cliche_free"])
         if not what:
             found = cliches(text, topics_of(r["request"]) if r.get("request") else None)
-            row |= {"cliches": float(len(found)), "cliche_free": float(not found), "found": [c["found"] for c in found], "concrete": concrete_share(text), "words": float(len(words(text))),
+            row |= {"p_good": p_good(text), "cliches": float(len(found)), "cliche_free": float(not found), "found": [c["found"] for c in found], "concrete": concrete_share(text), "words": float(len(words(text))),
                     "lines": float(sum(bool(x.strip()) for x in text.split("\n"))), **brief_kept(text, brief)}
             if known: row |= (near := known.nearest(text)) and {"nearest": near["title"], "nearest_text": near["content"], "run": float(near["run"]), "quatrain": near["quatrain"], "memorised": float(near["memorised"])}
         out.append(row)

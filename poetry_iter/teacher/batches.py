@@ -22,7 +22,7 @@ def submit_batch(
     chunk: dict[str, dict],  # key → the call
 ) -> None:
     "Submit a batch, once."
-    names, unsure, trouble = {f"{call}-{i}": b for i, b in enumerate(chunk.values())}, False, None
+    names, unsure, trouble = {f"{call}-{i}": b for i, b in enumerate(chunk.values())}, False, Trouble("not tried", True)
     for attempt in range(desk.tries):
         desk.calls += 1
         try: return desk.ledger.submitted(call, desk.provider.submit(names, call))
@@ -93,6 +93,7 @@ def read_results(
     if path.exists() and _whole(raw := path.read_bytes(), call, submitted): return raw
     try:
         await_batch(desk, batch, submitted)
+        trouble = Trouble(f"0 of {submitted} rows came", True)
         for attempt in range(desk.tries):
             write_bytes(path, raw := scrub(desk.patiently(desk.provider.results, batch)))
             if _whole(raw, call, submitted): return raw
@@ -151,6 +152,7 @@ def ask_in_batches(
         if not chunk: break
         clock = desk.provider.clock()
         call = desk.ledger.reserve(dollars, rows={f"{i}": k for i, k in enumerate(chunk)}, bodies_hash=digest(list(chunk)), vendor_at=clock.isoformat() if clock else None)
+        if call is None: break
         submit_batch(desk, call, chunk)
         collect_batch(desk, call, bodies)
         for k in chunk: tried[k] += 1

@@ -107,7 +107,7 @@ class Desk:
         "Wait before the next attempt; not longer than anybody goes on."
         self.breaker.stopped.wait(pause(trouble, attempt))
 
-    def patiently(self, read: Callable, *args):
+    def patiently(self, read: Callable, *args) -> Any:
         "What a call gives that costs nothing and may be made again; raises `UserError` when the trouble does not pass."
         for attempt in range(2 + self.tries):
             try: return read(*args)
@@ -131,9 +131,10 @@ def ask_once(
     "One request, until it is answered or given up."
     answered = 0  # errors that were answered: the vendor knows another attempt by another name
     for attempt in range(desk.tries):
-        if attempt and (call := desk.ledger.reserve(desk.most(body), key=key)) is None:
+        if (held := desk.ledger.reserve(desk.most(body), key=key) if attempt else call) is None:
             desk.short[key] = desk.most(body)
             return Reply(ended="errored", reason="over the cap")
+        call = held
         desk.calls += 1
         try:
             raw = desk.provider.send(body, f"{key}-{answered}")

@@ -10,6 +10,7 @@ __all__ = ['Answer', 'Plan', 'price_table', 'make_plan', 'show_prompts', 'fetch'
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..core import UserError, digest, dumps, workplace
 from ..engine import Engine, ModelSpec
@@ -26,7 +27,7 @@ class Answer:
 
     id: str
     text: str
-    value: object  # parsed and checked; None unless complete
+    value: Any  # parsed and checked; None unless complete
     ended: str  # complete, cut, malformed, refused, failed, expired, missing or over_cap
     provider: str = ""
     model: str = ""
@@ -49,7 +50,7 @@ class Answer:
 class Plan:
     "Requests, tokens and dollars of a call that was not made."
 
-    table: object  # DataFrame, a row a task
+    table: Any  # DataFrame, a row a task
     to_ask: int  # requests that would be sent
     dollars: float  # expected
     most: float  # reserved, at the most
@@ -257,7 +258,8 @@ class Teacher:
         fetch(desk, {keys[i][0]: body for i, body in bodies.items()})
         repairs = {}
         for r in requests if self.provider.repairs else []:
-            if error := parse_error(r, record := self.store.get(keys[r.id][0])):
+            record = self.store.get(keys[r.id][0])
+            if record and (error := parse_error(r, record)):
                 body = repair_body(bodies[r.id], record["reply"]["text"], error)
                 keys[r.id].append(self.key(body, r.sample))
                 repairs[keys[r.id][1]] = body

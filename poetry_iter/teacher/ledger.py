@@ -94,7 +94,11 @@ class Store:
     def __init__(self, folder: Path | None):  # None: in memory
         self.folder, self._memory = folder, {}
 
-    def path(self, key: str) -> Path: return self.folder / "answers" / key[:2] / f"{key}.json"
+    def _file(self, *parts: str) -> Path:
+        if self.folder is None: raise RuntimeError("a store in memory has no files")
+        return self.folder.joinpath(*parts)
+
+    def path(self, key: str) -> Path: return self._file("answers", key[:2], f"{key}.json")
 
     def get(self, key: str) -> dict | None:
         "The record of a key, if there is one."
@@ -109,14 +113,14 @@ class Store:
 
     def put_raw(self, key: str, call: str, raw: bytes) -> None:
         "Keep the bytes of an answer."
-        write_bytes(self.folder / "raw" / key[:2] / f"{key}-{call}", scrub(raw))
+        write_bytes(self._file("raw", key[:2], f"{key}-{call}"), scrub(raw))
 
     def raws(self, key: str) -> dict[str, bytes]:  # call → bytes
         "The bytes that came for a key."
         if self.folder is None: return {}
         return {p.name.partition("-")[2]: p.read_bytes() for p in sorted((self.folder / "raw" / key[:2]).glob(f"{key}-*"))}
 
-    def batch_path(self, batch: str) -> Path: return self.folder / "batches" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', batch)[:100]}.jsonl"
+    def batch_path(self, batch: str) -> Path: return self._file("batches", f"{re.sub(r'[^A-Za-z0-9_-]', '_', batch)[:100]}.jsonl")
 
     @contextmanager
     def alone(self, wait: bool = True):  # False: `UserError` when another process is at it

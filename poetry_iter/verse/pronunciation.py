@@ -223,7 +223,7 @@ def _guess(word):
     index, key, phones = _reversed(), word[::-1], None
     for size in range(min(len(word), 7), 1, -1):
         tail = word[-size:]
-        if not re.search("[aeiouy]", tail): break
+        if not (vowel := re.search("[aeiouy]", tail)): break
         at = bisect_left(index, key[:size])
         near = [w[::-1] for w in index[at : at + 12] if w.startswith(key[:size])]
         votes = {}
@@ -236,8 +236,7 @@ def _guess(word):
                 votes[vote] = votes.get(vote, 0) + 1
         if not votes: continue
         best = max(votes, key=lambda v: (votes[v], v))
-        cut = re.search("[aeiouy]", tail).start()
-        front = _letters(word[: len(word) - size + cut])
+        front = _letters(word[: len(word) - size + vowel.start()])
         phones = front + list(best)
         break
     phones = phones or _letters(word)

@@ -85,7 +85,7 @@ def scheme(
     if not context: classes = by_sound(len(at), *inner[0])
     elif whole:
         scored = candidates(len(at), *inner[0])
-        classes = merge(heard(max(scored, key=scored.get), *inner[0]), *inner[0])
+        classes = merge(heard(max(scored, key=scored.__getitem__), *inner[0]), *inner[0])
     else: classes = _chain(stanza_schemes(sizes, inner), seams)
     letters = iter(canonical(classes))
     out = [" "] * len(lines)
@@ -180,14 +180,14 @@ def _compared(lines, wanted):
             spoiled[k] = max(spoiled.get(k, 0.0), c)
             if c > 0.9: others[k] = x
     marks = [best.get(k, 1.0) * (1 - 0.5 * spoiled.get(k, 0.0)) for k in range(len(classes))]
-    out = []
+    words, out = [e.word if e else None for e in ends], []
     for k in range(len(classes)):
         if k in mates:
             near = max(mates[k], key=lambda x: chance.get((x, k), 0.0))
             last = mates[k][-1]
-            if chance.get((near, k), 0.0) < 0.5: out.append(Deviation(at[k] + 1, at[last] + 1, "no rhyme", f"line {at[k] + 1} should rhyme with {at[last] + 1}" + (f" ({ends[k].word} / {ends[last].word})" if ends[k] and ends[last] else "")))
-            elif ends[near].word == ends[k].word: out.append(Deviation(at[k] + 1, at[near] + 1, "same word", f"line {at[k] + 1} repeats the word of line {at[near] + 1} ({ends[k].word})"))
-        elif k in others: out.append(Deviation(at[k] + 1, at[others[k]] + 1, "rhyme too many", f"line {at[k] + 1} should not rhyme with {at[others[k]] + 1} ({ends[k].word} / {ends[others[k]].word})"))
+            if chance.get((near, k), 0.0) < 0.5: out.append(Deviation(at[k] + 1, at[last] + 1, "no rhyme", f"line {at[k] + 1} should rhyme with {at[last] + 1}" + (f" ({words[k]} / {words[last]})" if ends[k] and ends[last] else "")))
+            elif words[near] == words[k]: out.append(Deviation(at[k] + 1, at[near] + 1, "same word", f"line {at[k] + 1} repeats the word of line {at[near] + 1} ({words[k]})"))
+        elif k in others: out.append(Deviation(at[k] + 1, at[others[k]] + 1, "rhyme too many", f"line {at[k] + 1} should not rhyme with {at[others[k]] + 1} ({words[k]} / {words[others[k]]})"))
     if len(at) != length: out.append(Deviation(at[-1] + 1, 0, "length", f"{len(at)} lines, the scheme has {length}"))
     return float(sum(marks) / len(marks) * min(len(at), length) / max(len(at), length)), out
 

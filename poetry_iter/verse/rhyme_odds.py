@@ -188,17 +188,15 @@ def pair_features(
     e = np.stack([l.endings for l in lines])  # line, variant, field
     s = np.array([l.letters for l in lines])
     vt = _vowel_table()
-    best, pick = None, None
+    best, pick = np.full(len(i), -np.inf), np.zeros((len(i), 2), int)
     several = max(l.several for l in lines)
     for a in range(several):
         for b in range(several):
             x, y = e[i, a], e[j, b]
             score = vt[x[:, 2], y[:, 2]] + _codas(x[:, 3], y[:, 3]) + 3.0 * (x[:, 0] == y[:, 0]) + 1.0 * (x[:, 1] == y[:, 1])
-            if best is None: best, pick = score, np.zeros((len(i), 2), int)
-            else:
-                better = score > best
-                best = np.where(better, score, best)
-                pick[better] = a, b
+            better = score > best
+            best = np.where(better, score, best)
+            pick[better] = a, b
     eye = s[i, 1] == s[j, 1]
     keep = np.arange(len(i)) if all_pairs else np.flatnonzero((best > -4.5) | eye)
     i, j, pick, eye = i[keep], j[keep], pick[keep], eye[keep]
@@ -228,7 +226,7 @@ def _seen(a, b):
     return np.array([table.get(f"{x} {y}" if x < y else f"{y} {x}", 0.0) for x, y in zip(a, b)], np.float32)
 
 @cache
-def _pairs_seen(): return {k: v / 10 for v, keys in _learned()["pairs"].items() for k in keys.split("|") for v in (float(v),)} if _learned() else {}
+def _pairs_seen(): return {k: v / 10 for v, keys in learned["pairs"].items() for k in keys.split("|") for v in (float(v),)} if (learned := _learned()) else {}
 
 # %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #80f9bfc0
 def by_rule(
@@ -244,7 +242,7 @@ _CACHES += [_vowel_table, _coda_table, _pairs_seen]
 
 @cache
 def _trees():
-    m = _learned()["trees"]
+    m = (_learned() or {})["trees"]
     return np.array(m["feature"]), np.array(m["threshold"], np.float32), np.array(m["value"], np.float32), m["depth"], m["bias"]
 
 _CACHES.append(_trees)
@@ -301,5 +299,5 @@ def log_odds(
     out = np.full(len(i), -6.0, np.float32)
     if not len(i): return out
     keep, f = pair_features(lines, np.asarray(i), np.asarray(j))
-    if len(keep): out[keep] = np.clip(by_trees(f) if _learned() and "trees" in _learned() else by_rule(f), -6, 6)
+    if len(keep): out[keep] = np.clip(by_trees(f) if "trees" in (_learned() or {}) else by_rule(f), -6, 6)
     return _once_alike(lines, np.asarray(i), np.asarray(j), out)

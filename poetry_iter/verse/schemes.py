@@ -180,6 +180,7 @@ def _build(band):
     score, name = top[n]
     out, at = [], n
     while at:
+        assert name is not None  # a unit of one line always fits
         before = states[at][name][1]
         out.append(name)
         at, name = at - len(name), before
@@ -207,7 +208,7 @@ def merge(
             links.setdefault(pair, []).append(o)
             if b - a <= reach: near.add(pair)
         mean, pair = max(((sum(links[p]) / len(links[p]), p) for p in near), default=(-9.0, None))
-        if mean < least: break
+        if pair is None or mean < least: break
         classes = [pair[0] if c == pair[1] else c for c in classes]
     return pattern if len(pattern) > 9 and pattern in LIBRARY and len(set(classes)) == len(set(pattern)) - 1 else canonical(classes)
 
@@ -262,7 +263,7 @@ def heard(
     "Fours and eights whose lines 1 and 3 a pattern joins against the ear, while 2 and 4 do rhyme: ABAB → ABCB."
     if len(pattern) not in (4, 8): return pattern
     at = {(a, b): o for a, b, o in zip(i.tolist(), j.tolist(), odds.tolist())}
-    out = list(pattern)
+    out: list[str | tuple[str, int]] = list(pattern)
     for k in range(0, len(pattern), 4):
         if out.count(out[k]) == 2 and out[k] == out[k + 2] and at[k, k + 2] < _DEAF and out[k + 1] == out[k + 3] and at[k + 1, k + 3] > 0: out[k + 2] = ("alone", k)
     return pattern if out == list(pattern) else canonical(out)
@@ -274,7 +275,7 @@ def stanza_schemes(
 ) -> list[str]:
     "The pattern of each stanza; those of one size vote together."
     scored = [candidates(n, *x) for n, x in zip(sizes, inner)]
-    out = [max(c, key=c.get) for c in scored]
+    out = [max(c, key=c.__getitem__) for c in scored]
     w = _library()[2]
     for size in set(sizes) if len(sizes) > 1 else ():
         same = [k for k, n in enumerate(sizes) if n == size]

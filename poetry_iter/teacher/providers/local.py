@@ -22,8 +22,10 @@ class Local:
 
     def __init__(self, kind: ProviderKind, wanted: Wanted):
         model = ModelSpec(name=wanted.model) if isinstance(wanted.model, str) else wanted.model
+        if model is None: raise UserError("provider local: name a model")
+        self._open: Engine | None = None if isinstance(model, ModelSpec) else model
         self.spec = spec = model if isinstance(model, ModelSpec) else model.spec
-        self._open, self.options, self.price = None if model is spec else model, wanted.options, Price(0, 0)
+        self.options, self.price = wanted.options, Price(0, 0)
         self.model = f"{Path(spec.name).name}+{Path(spec.adapter).name}" if spec.adapter else Path(spec.name).name
 
     @property
@@ -46,8 +48,9 @@ class Local:
     def answers(self, bodies: list[dict], seeds: list[str]) -> Iterator[Reply]:
         "A reply to each, several prompts at a time."
         lm = self.opened
-        prompts = [lm.renderer.chat(b["messages"]) for b in bodies]
-        out, groups = [None] * len(bodies), {}
+        prompts = [lm.renderer.chat(b["messages"]) for b in bodies]  # pyright: ignore[reportAttributeAccessIssue]  # `opened` has seen that it is there
+        out: dict[int, Reply] = {}
+        groups: dict[Sampling, list[int]] = {}
         for i, (prompt, b) in enumerate(zip(prompts, bodies)):
             if len(prompt) >= lm.context_length: out[i] = Reply(ended="failed", reason=f"the prompt has {len(prompt)} tokens, the model holds {lm.context_length}")
             else: groups.setdefault(Sampling(b["temperature"], b["top_p"], b["top_k"], b["max_tokens"]), []).append(i)
@@ -55,7 +58,7 @@ class Local:
             for i, [said] in zip(group, lm.sample([prompts[i] for i in group], lm.renderer.end, 1, sampling, [seed_of(seeds[i]) for i in group])):
                 ended, why = ("complete", "") if said.ended == "stop" else ("cut", "no room left")
                 out[i] = Reply(said.text.rpartition("</think>")[2].strip(), ended, {"input": len(prompts[i]), "output": len(said.tokens)}, why, self.model)
-        yield from out
+        yield from (out[i] for i in range(len(bodies)))
 
 LOCAL = ProviderKind(name="local", about="a model of this machine: a `ModelSpec`, a folder or a name on the hub; free", make=Local)
 register(LOCAL)

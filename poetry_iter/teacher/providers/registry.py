@@ -143,7 +143,7 @@ def check_address(
         parts = urlsplit(base_url)
         good = parts.scheme in ("http", "https") and parts.hostname and not re.search(r"\s", base_url) and (parts.port or 1) > 0
     except ValueError: good, parts = False, None
-    if not good: raise UserError(f"base_url {scrub(base_url)[:80]!r}: no address; expected one as http://127.0.0.1:8080/v1")
+    if not good or parts is None: raise UserError(f"base_url {scrub(base_url)[:80]!r}: no address; expected one as http://127.0.0.1:8080/v1")
     if parts.username or parts.password: raise UserError("base_url: a name or a password stands in it; put the key into .env and say key_name")
     return base_url
 
@@ -188,7 +188,7 @@ def judge_error(
     if status is None:
         reached = type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError")
         return Trouble(f"connection: {text}", True, billed=reached)
-    if status in (408, 409, 429) or status >= 500: return Trouble(f"{status}: {text}", True, wait=_asked_wait(error.response.headers, f"{what}: {status}"))
+    if status in (408, 409, 429) or status >= 500: return Trouble(f"{status}: {text}", True, wait=_asked_wait(getattr(getattr(error, "response", None), "headers", {}), f"{what}: {status}"))
     return Trouble(f"{status}: {text}", False)
 
 def _said(error: Exception) -> str:

@@ -66,13 +66,13 @@ def label(
     for size, group in by.items():
         if 3 < size <= 18 and len(group) >= least:
             inner = [schemes.pair_odds([rhyme.line_end(l) for l in s], [size])[0][0] for s in group]
-            votes = Counter()
+            votes = defaultdict(float)
             for i, j, odds in inner:
                 c = schemes.candidates(size, i, j, odds)
                 top = max(c.values())
                 beliefs = {p: math.exp(v - top) for p, v in c.items() if v > top - 6}
                 for p, v in beliefs.items(): votes[p] += v / sum(beliefs.values())
-            pattern, share = votes.most_common(1)[0]
+            pattern, share = max(votes.items(), key=lambda v: v[1])
             joined = [o for i, j, odds in inner for x, y, o in zip(i.tolist(), j.tolist(), odds.tolist()) if pattern[x] == pattern[y]]
             if share >= 0.5 * len(group) and len(set(pattern)) < size and joined and np.mean([o > 0 for o in joined]) > 0.75: out += [(s, pattern) for s in group]
         if size >= 12 and size % 2 == 0:
@@ -144,7 +144,7 @@ def patterns(
     "Priors of patterns; a poem counts once for each of its patterns, a little more when it repeats it."
     weight = Counter()
     for (_, pattern), n in Counter((k, p) for k, _, p in labelled).items(): weight[pattern] += n**0.3
-    library, units, by = {}, Counter(), defaultdict(list)
+    library, units, by = {}, defaultdict(float), defaultdict(list)
     for p, w in weight.items(): by[len(p)].append((w, p))
     for size, found in by.items():
         if size <= schemes.SMALL:
@@ -158,7 +158,7 @@ def patterns(
                 if end - start <= 9: units[schemes.canonical(pattern[start:end])] += 1 / len(lines)
                 start = end
     total = sum(units.values())
-    return {"library": library, "units": {p: round(w / total, 4) for p, w in units.most_common(40) if w / total > 0.0005}}
+    return {"library": library, "units": {p: round(w / total, 4) for p, w in sorted(units.items(), key=lambda u: -u[1])[:40] if w / total > 0.0005}}
 
 # %% ../../../nbs/lib/verse/making/01_rhyme_training.ipynb #af77ccbd
 def examples(
@@ -184,7 +184,7 @@ def trees(
 
     names = rhyme_odds.FEATURES
     up = {"full", "last", "vowel", "coda", "inner", "eye", "letters", "seen"}
-    model = HistGradientBoostingClassifier(max_iter=count, max_depth=depth, max_leaf_nodes=2**depth, learning_rate=rate, min_samples_leaf=60, l2_regularization=2.0, monotonic_cst=[int(n in up) for n in names], random_state=seed, early_stopping=False)
+    model = HistGradientBoostingClassifier(max_iter=count, max_depth=depth, max_leaf_nodes=2**depth, learning_rate=rate, min_samples_leaf=60, l2_regularization=2.0, monotonic_cst=[int(n in up) for n in names], random_state=seed, early_stopping=False)  # pyright: ignore[reportArgumentType]  # its type is read off the default, "auto"
     model.fit(x, y)
     size = 2**depth
     feature, threshold, value = np.zeros((count, size - 1), int), np.full((count, size - 1), 1e9), np.zeros((count, size))
