@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import UserError
 from . import features
-from .metrics import Judged, measure as measure_judge
+from .metrics import Judged, metric_set
 
 # %% ../../nbs/lib/critic/07_baselines.ipynb #b133211f
 SHAPE = ("lines", "words", "stanzas", "characters a line", "their deviation", "capitals", "letters a word", *",.;:—?\"'")
@@ -77,9 +77,9 @@ def baseline_table(
     texts: Sequence[str], labels: Sequence[int], groups: Sequence,
     folds: int = 10, shuffles: int = 5, draws: int = 1000, seed: int = 0,
     judges: dict[str, Sequence[float]] | None = None,  # others' P(1), beside them
-):  # DataFrame: a row a judge, the figures of `critic.metrics.measure`
+):  # DataFrame: a row a judge, the figures of `critic.metrics.metric_set`
     "The baselines and other judges in one table; intervals draw whole groups."
     import pandas as pd
 
     p = {n: out_of_fold_baseline(n, texts, labels, groups, folds, shuffles, seed) for n in BASELINES} | (judges or {})
-    return pd.DataFrame({n: measure_judge(Judged(list(labels), list(v), groups=list(groups)), draws, seed) for n, v in p.items()}).T
+    return pd.DataFrame({n: metric_set(Judged(list(labels), list(v), groups=list(groups)), draws, seed) for n, v in p.items()}).T

@@ -39,19 +39,10 @@ def export_split(
 
 # %% ../../nbs/lib/critic/08_results.ipynb #791c358b
 def verse_features(text: str) -> dict[str, float]:
-    "What is counted in a text: figures of verse and diction where there is a module for them, else shape, concreteness and what the rules' programs find."
-    content = text.partition("\n\n")[2] if "\n\n" in text and "\n" not in text.partition("\n\n")[0] else text
-    try: from poetry_iter.critic.features import figures, read_verse
-    except ImportError: pass
-    else: return figures(read_verse(content))
-    from poetry_iter.critic.rulebook import RULE_CHECKS
-    from poetry_iter.poems import words
-    from poetry_iter.quality.cliches import concrete_share
-    from poetry_iter.verse.form_parts import analyse, rhymed_share
+    "The figures of verse and diction of a text, its title left out."
+    from poetry_iter.critic.features import figures, hear
 
-    lines, found = [line for line in content.split("\n") if line.strip()], words(content)
-    shape = {"lines": len(lines), "words_a_line": len(found) / max(1, len(lines)), "letters_a_word": sum(map(len, found)) / max(1, len(found)), "different": len(set(found)) / max(1, len(found))}
-    return {**shape, "rhymed": rhymed_share(analyse(content)), "concrete": concrete_share(content), **{name: len(check(content)) / max(1, len(lines)) for name, check in RULE_CHECKS.items()}}
+    return figures(hear(text.partition("\n\n")[2] if "\n\n" in text and "\n" not in text.partition("\n\n")[0] else text))
 
 def rival_rows(
     kind: str,  # words or verse
