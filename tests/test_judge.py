@@ -13,7 +13,7 @@ from poetry_iter.core import UserError, read_jsonl, root, shared_data
 from poetry_iter.critic.baselines import BASELINES, out_of_fold_baseline, predict_baseline
 from poetry_iter.critic.features import MEANING, figures, hear, level_words, places
 from poetry_iter.critic.judgement import JUDGE_FILE, Judge, bent, choose_draft, open_judge, p_good
-from poetry_iter.critic.metrics import Judged, measure
+from poetry_iter.critic.metrics import Judged, metric_set
 from poetry_iter.pipeline.command_line import main
 
 ORDINARY = read_jsonl(root() / "data/ordinary_poems.jsonl")
@@ -135,7 +135,7 @@ def test_neither_torch_nor_scikit_learn_and_fast():
 def test_ordinary_pairs_have_no_shortcut_that_was_looked_for(name):
     """These poems were edited until the intervals of TF-IDF and of shape held .5 (data/README.md): this keeps what was aimed at, and is no evidence of difficulty."""
     p = out_of_fold_baseline(name, [r["content"] for r in ORDINARY], y := [int(r["label"] == "good") for r in ORDINARY], groups := [r["pair"] for r in ORDINARY], shuffles=2)
-    found = measure(Judged(y, p.tolist(), groups=groups), 500)
+    found = metric_set(Judged(y, p.tolist(), groups=groups), 500)
     assert found["auroc_lo"] <= 0.5 <= found["auroc_hi"], found["auroc"]
 
 
@@ -151,5 +151,5 @@ def test_baselines_say_what_is_wrong():
 def test_on_what_it_learned_from():
     """In sample: a guard against weights and figures that no longer fit together. The honest figure is in nbs/log.md."""
     rows = [(r["content"], 0) for r in read_jsonl(shared_data("bad_poems.jsonl"))[::6]] + [(r["content"], 1) for r in read_jsonl(shared_data("tiny_poems.jsonl"))[::4]]
-    found = measure(Judged([y for _, y in rows], [open_judge().judge(t, reasons=False).p_good for t, _ in rows]), 0)
+    found = metric_set(Judged([y for _, y in rows], [open_judge().judge(t, reasons=False).p_good for t, _ in rows]), 0)
     assert found["auroc"] > 0.95
