@@ -21,7 +21,8 @@ SHAPE = ("lines", "words", "stanzas", "characters a line", "their deviation", "c
 def shape_counts(text: str) -> list[float]:  # as `SHAPE` names them
     "Counts that know nothing of the words."
     lines, words = [x for x in text.split("\n") if x.strip()] or [""], re.findall(r"[\w']+", text) or [""]
-    return [len(lines), len(words), text.strip().count("\n\n") + 1, np.mean([len(x) for x in lines]), np.std([len(x) for x in lines]), sum(c.isupper() for c in text) / max(1, len(text)), np.mean([len(w) for w in words]), *(text.count(c) / len(words) for c in SHAPE[7:])]
+    counts = [len(lines), len(words), text.strip().count("\n\n") + 1, np.mean([len(x) for x in lines]), np.std([len(x) for x in lines]), sum(c.isupper() for c in text) / max(1, len(text)), np.mean([len(w) for w in words]), *(text.count(c) / len(words) for c in SHAPE[7:])]
+    return [float(c) for c in counts]
 
 # %% ../../nbs/lib/critic/07_baselines.ipynb #d6991173
 def _tfidf():

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +112,7 @@ def use_words(
     _ranks.cache_clear()
 
 @cache
-def _ranks(): return {w: float(np.log(k)) for k, w in enumerate(_LISTED or read_text(JUDGE_DATA / "words.txt").split(), 1)}
+def _ranks(): return {w: float(np.log(k)) for k, w in enumerate(_LISTED or read_text(Path(str(JUDGE_DATA / "words.txt"))).split(), 1)}
 
 def rank_of(
     word: str,  # in one spelling
@@ -142,7 +144,7 @@ END_FILL = set("day way night sight light bright too there you him me then now s
 SYLLABLE = re.compile(r"[aeiouy]+")
 
 # %% ../../nbs/lib/critic/05_features.ipynb #1a450169
-def rhyme_figures(r: Heard) -> dict[str, float]:
+def rhyme_figures(r: Heard) -> dict[str, Any]:
     "Shares, of lines or of rhyming pairs."
     n, m, ends = max(1, len(r.lines)), max(1, len(r.pairs)), r.ends or [""]
     kinds, gaps, ranks = Counter(p.kind for p in r.pairs), Counter(p.gap for p in r.pairs), [rank_of(w) for w in ends]
@@ -167,7 +169,7 @@ def _late(row): return len(row) > 2 and row[-2] in LATE_VERBS and row[-1] not in
 def _verb_last(row): return bool(row) and (row[-1] in END_VERBS or (len(row) > 2 and row[-1].endswith("ed") and row[-2] not in FUNCTION))
 def _ends_in(w, name): return w not in FUNCTION and len(w) > 5 and w.endswith(SUFFIXES[name])
 
-def diction_figures(r: Heard) -> dict[str, float]:
+def diction_figures(r: Heard) -> dict[str, Any]:
     "Shares of the words, of the lines, and means."
     w, rows, n = r.flat or [""], [row for row in r.words if row], max(1, len(r.lines))
     count, content, body = Counter(w), [x for x in w if x not in FUNCTION], "\n".join(r.lines)

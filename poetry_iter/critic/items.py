@@ -13,6 +13,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..core import UserError, digest, iter_jsonl, locate, read_json, read_text, seed_of, write_json, write_text
 from ..poems import Poem, components, families, load_poems, words
 
@@ -73,7 +75,7 @@ def grouped(items: list[Item]) -> list[Item]:  # without texts that stand there 
     seen, links = {}, []
     for n, (i, f) in enumerate(zip(items, family)):
         for key in [f, *([i.group] if i.group else [])]: links.append((seen.setdefault(key, n), n))
-    return [Item(**{**asdict(i), "group": str(g)}) for i, g in zip(items, components(len(items), links))]
+    return [Item(**{**asdict(i), "group": str(g)}) for i, g in zip(items, components(len(items), np.array(links)))]
 
 SPLITS = ("train", "val", "test")
 
@@ -109,7 +111,7 @@ def fingerprint(items: list[Item]) -> str:
 def write_split(run, name: str, items: list[Item]) -> Path:
     "Write `data_splits/NAME.csv`."
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, COLUMNS)
+    writer: csv.DictWriter = csv.DictWriter(out, list(COLUMNS))
     writer.writeheader()
     writer.writerows(asdict(i) for i in items)
     return write_text(run.path / "data_splits" / f"{name}.csv", out.getvalue())

@@ -24,7 +24,7 @@ from ..poems import load_poems
 
 # %% ../../nbs/lib/critic/06_judgement.ipynb #2c88b464
 def bent(
-    score: np.ndarray,
+    score: np.ndarray | float,
 ) -> np.ndarray:  # two columns
     "The score above and below the middle, each flat on the other side (beta calibration)."
     half = np.asarray(score, float)[..., None] / 2 + 1.5
@@ -155,7 +155,7 @@ def _line_of(reading, word): return next(k for k, row in enumerate(reading.words
 # %% ../../nbs/lib/critic/06_judgement.ipynb #59a1bce8
 def find_judge() -> Path:
     "The file of the best judge: of the runs in outputs/, if one is clearly better, or the one that ships."
-    here = Path(JUDGE_FILE)
+    here = Path(str(JUDGE_FILE))
     about, found = Judge(here).about, []
     for path in sorted((workplace() / "outputs").glob("*/judge.npz")):
         try: mine = Judge(path).about
@@ -187,8 +187,9 @@ def choose_draft(
     "The draft that the judge thinks the best."
     if not drafts: raise UserError("choose_draft: no draft given; expected one text or more")
     scores = [p_good(d) for d in drafts]
-    best = max(range(len(drafts)), key=lambda k: -1 if scores[k] is None else scores[k])
-    return best if scores[best] is not None and scores[best] >= (0.5 if scores[0] is None else scores[0]) + margin else 0
+    known = [-1.0 if s is None else s for s in scores]
+    best = max(range(len(drafts)), key=known.__getitem__)
+    return best if known[best] >= (0.5 if scores[0] is None else scores[0]) + margin and known[best] >= 0 else 0
 
 # %% ../../nbs/lib/critic/06_judgement.ipynb #e80a2e80
 def judge_main(

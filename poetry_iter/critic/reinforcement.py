@@ -8,11 +8,12 @@ __all__ = ['Rewards', 'reinforce']
 # %% ../../nbs/lib/critic/09_reinforcement.ipynb #60ac2681
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core import UserError, read_json, seed_of, write_json
 from .items import Item
 from .rationales import read_verdict
-from ..engine import Checkpoint, Engine
+from ..engine import Checkpoint
 
 # %% ../../nbs/lib/critic/09_reinforcement.ipynb #cd943e4b
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Rewards:
 
 # %% ../../nbs/lib/critic/09_reinforcement.ipynb #42aa3b14
 def reinforce(
-    lm: Engine,  # of the engine transformers; its adapter goes on, or a new one is made
+    lm: Any,  # an `Engine` of transformers; its adapter goes on, or a new one is made
     way,  # a `Way`
     items: list[Item],  # of the training split
     out: Path,  # the checkpoint's folder
@@ -67,7 +68,7 @@ def reinforce(
 def _grpo(lm, dataset, work, settings, steps, group, clip, kl, rewards, tokens):
     "TRL's trainer, for this machine."
     from transformers import PrinterCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]  trl imports its names late
 
     if not hasattr(lm.model, "peft_config"): lm.model = lm.fresh(settings)
     cuda, tokenizer = lm.device.type == "cuda", lm.tokenizer

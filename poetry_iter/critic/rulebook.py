@@ -42,7 +42,7 @@ def read_rule(path: str | Path) -> Rule:
     text, path = read_text(path), Path(path)
     head, keys = re.search(r"^# (\d+) · (.+)$", text, re.M), dict(re.findall(r"^- (label|trigger|exceptions|check): (.+)$", text, re.M))
     lacks = [k for k in ("label", "trigger", "exceptions") if k not in keys] + ["a head `# NUMBER · NAME`"] * (not head)
-    if lacks: raise UserError(f"{path}: a rule needs {', '.join(lacks)}")
+    if lacks or head is None: raise UserError(f"{path}: a rule needs {', '.join(lacks)}")
     if keys["label"].strip() not in ("0", "1"): raise UserError(f"{path}: label: expected 0 or 1, found {keys['label']!r}")
     check = keys.get("check", "").strip()
     if check and check not in RULE_CHECKS: raise UserError(f"{path}: check: expected one of {', '.join(RULE_CHECKS)}, found {check!r}")

@@ -66,7 +66,8 @@ def label_examples(way: Way, render, item: Item, reasons: str = "") -> tuple[Exa
     "The two answers up to the token in which they differ, which alone is a target."
     zero, one = (way.example(render, item, label, reasons) for label in (0, 1))
     at = next(k for k, (a, b) in enumerate(zip(zero.tokens, one.tokens)) if a != b)
-    return tuple(Example(e.tokens[: at + 1], [0] * at + [1]) for e in (zero, one))
+    part = lambda e: Example(e.tokens[: at + 1], [0] * at + [1])
+    return part(zero), part(one)
 
 def p_of_one(
     lm: Engine,

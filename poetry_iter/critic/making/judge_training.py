@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,7 +155,7 @@ class Study:
         self.kind, self.author, self.group = (poems[c].to_numpy().astype(str) for c in ("kind", "author", "group"))
         self.y, self.bad_authors = np.isin(self.kind, ("good", "canon")).astype(int), sorted(poems[poems.kind == "bad"].group.unique())
         self.tests = [match(poems, self.fold, f) for f in range(len(self.bad_authors))]
-        counts = (v := CountVectorizer(token_pattern=r"\S+", min_df=4, max_df=0.9)).fit_transform(words)
+        counts: Any = (v := CountVectorizer(token_pattern=r"\S+", min_df=4, max_df=0.9)).fit_transform(words)
         by_author = np.unique(self.author, return_inverse=True)[1]
         known = _authors_of(counts, by_author) >= 3
         self.vocabulary = v.get_feature_names_out()[known]
@@ -287,7 +288,7 @@ def unsure_between(
     steps: tuple = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
 ) -> tuple[float, float]:
     "The narrowest band around .5 outside of which the judge is right as often as wanted."
-    right = (p > 0.5) == (y == 1)
+    right, s = (p > 0.5) == (y == 1), steps[-1]
     for s in steps:
         out = np.abs(p - 0.5) > s
         if np.sum((weight * right)[out]) >= sure * weight[out].sum(): break
@@ -306,8 +307,8 @@ def teach_time(
 
     old = np.flatnonzero(np.isin(study.kind, ("bad", "good")) & (study.poems.died.to_numpy() >= 1840))
     texts = [study.texts[r] for r in old] + [" ".join(features.read_words(t)) for t in modern]
-    X = (v := CountVectorizer(token_pattern=r"\S+", min_df=3, binary=True)).fit_transform(texts).astype(float)
-    X = X.multiply([[len(set(t.split()) or "?") ** -0.5] for t in texts]).tocsr()
+    counts: Any = (v := CountVectorizer(token_pattern=r"\S+", min_df=3, binary=True)).fit_transform(texts)
+    X = counts.astype(float).multiply([[len(set(t.split()) or "?") ** -0.5] for t in texts]).tocsr()
     y, weight = np.r_[np.zeros(len(old)), np.ones(len(modern))], np.r_[np.ones(len(old)), np.full(len(modern), len(old) / len(modern))]
     side, out = np.r_[[int(digest("time " + a), 16) % 5 for a in study.author[old]], np.random.default_rng(seed).permutation(len(modern)) % 5], np.zeros(len(y))
     for f in range(5):
@@ -319,7 +320,7 @@ def teach_time(
     return {"words": v.get_feature_names_out()[kept], "weight": w[kept], "bias": b, "limit": limit, "caught": float(called[y == 1].mean()), "bad_called": float(called[: len(old)][study.kind[old] == "bad"].mean())}
 
 # %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #d900e3ff
-def total(scores: list[dict], parts: tuple = PARTS) -> list[np.ndarray]:
+def total(scores: list[dict], parts: tuple = PARTS) -> list[Any]:
     "The sum of some parts, by fold."
     return [sum(s[p] for p in parts) for s in scores]
 
@@ -367,7 +368,7 @@ def calibration_figures(
     chance = lambda c, s: 1 / (1 + np.exp(-(bent(s) @ c[:2] + c[2])))
     p, y, w = chance(calibration, t.score.to_numpy()), t.good.to_numpy(), t.weight.to_numpy()
     left = np.zeros(len(t))
-    for f in t.fold.unique(): left[t.fold == f] = chance(calibrate(t[t.fold != f]), t.score[t.fold == f].to_numpy())
+    for f in t.fold.unique(): left[t.fold == f] = chance(calibrate(t.loc[t.fold != f]), t.score[t.fold == f].to_numpy())
     rng, sample, floor = np.random.default_rng(seed), [], []
     for _ in range(300):
         i = rng.choice(len(p), drawn, p=w / w.sum())
