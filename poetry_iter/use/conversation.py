@@ -157,7 +157,7 @@ def model_lines(
 ) -> str:
     "A numbered list of models."
     width = max(len(c.name) for c in found)
-    return "\n".join(plain(f"{'→' if c.name == now else ' '} {i:>2}  {c.name:<{width}}  {c.about}", lines=False) for i, c in enumerate(found, 1))
+    return "\n".join(f"{'→' if c.name == now else ' '} {i:>2}  {plain(c.name, lines=False):<{width}}  {plain(c.about, lines=False)}" for i, c in enumerate(found, 1))
 
 # %% ../../nbs/lib/use/04_conversation.ipynb #ec7d421f
 def _read_conversation(path: Path) -> dict:
