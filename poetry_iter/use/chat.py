@@ -133,8 +133,8 @@ def chat_main(
     sampling = replace(ASKED, temperature=temperature, max_new_tokens=tokens)
     choice = _pick(model, renderer, terminal)
     talk = Conversation(choice, open_engine(choice.spec), sampling, system, seed=seed)
-    talk.lm.renderer  # a template that cannot be used is told now
-    note(f"{choice.name}{': the small demonstration model, which is no poet' if is_demonstration(choice.spec) else ''}; /help lists the commands")
+    about = "the small demonstration model, which is no poet; " if is_demonstration(choice.spec) else ""
+    note(f"{choice.name}: {about}renderer {talk.lm.renderer.name}; /help lists the commands")  # a template that cannot be used is told here
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Ctrl-C alone means the answer
     history = workplace() / "outputs" / "chat_history"
     try: history.parent.mkdir(exist_ok=True); history.touch()

@@ -121,7 +121,7 @@ def model_named(
 def _from_path(name: str) -> ModelChoice | None:
     "A file, a checkpoint's folder or a model's folder."
     if name.endswith(".gguf"): return ModelChoice(Path(name).stem, "gguf", gguf_spec(name))
-    if not (path := locate(name)).is_dir() or (path / "config.json").exists() and read_jsonl(path / "checkpoints.jsonl", grows=True): return None
+    if not (path := locate(name)).is_dir() or read_jsonl(path / "checkpoints.jsonl", grows=True): return None
     if facts := trained_with(ModelSpec(adapter=str(path))):
         fields = {"name": facts["base"], "renderer": facts.get("renderer", "chat"), "engine": facts.get("engine", "transformers"), "load_in_4bit": facts.get("load_in_4bit", False)}
         return ModelChoice(name, "checkpoint", ModelSpec(**fields, adapter=str(path)))

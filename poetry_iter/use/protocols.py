@@ -9,7 +9,6 @@ __all__ = ['NDJSON', 'read_body', 'take', 'Asked', 'OllamaChat', 'OllamaGenerate
 import json
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -46,7 +45,7 @@ def take(
     value = body.get(name)
     if value is None: return default
     kinds, said = _KINDS[kind]
-    if not isinstance(value, kinds) or isinstance(value, bool) and kind is not bool: raise UserError(f"{name}: expected {said}, found {dumps(value)[:40]}")
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool): raise UserError(f"{name}: expected {said}, found {dumps(value)[:40]}")
     if kind in (int, float) and not abs(value) < 2**63: raise UserError(f"{name}: out of range")
     return value
 
