@@ -134,7 +134,7 @@ async def _whole(protocol, asked, events) -> AsyncIterator[bytes]:
     "An answer in one record."
     try:
         async for kind, value, *more in events:
-            if kind == "done": yield dumps(protocol.whole(asked, value, *more)).encode()
+            if kind == "done": yield (dumps(protocol.whole(asked, value, *more)) + "\n").encode()
     finally: await events.aclose()
 
 async def _load_only(service, protocol, asked, choice):

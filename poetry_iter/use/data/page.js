@@ -78,7 +78,8 @@ function compare(before, now) { // rows: {text, number, fresh: ranges} in order,
     if (b < now.length) rows.push({ text: now[b], fresh: [] });
     i = a + 1; j = b + 1;
   }
-  return rows;
+  const gone = rows.filter((r) => r.gone !== undefined).length, lost = gone > 3 && gone > before.filter((l) => l.trim()).length / 2;
+  return lost ? now.map((text) => ({ text, fresh: [], lost: gone })) : rows; // another poem: nothing to compare
 }
 
 // ------------------------------------------------------------------ a poem
@@ -122,9 +123,10 @@ function poemList(draft, before) {
   const counts = {}, colors = {};
   for (const line of verse) counts[line.rhyme] = (counts[line.rhyme] || 0) + 1;
   for (const line of verse) if (counts[line.rhyme] > 1 && !(line.rhyme in colors)) colors[line.rhyme] = Object.keys(colors).length % 8;
-  let number = 0, gap = false;
+  let number = 0, gap = false, gone = 0, last = null;
+  const ends = () => last?.style.setProperty("--span", String(Math.max(1, number - Number(last.style.getPropertyValue("--row"))))); // as far as the next one
   for (const row of compare(before?.content.split("\n"), draft.content.split("\n"))) {
-    if (row.gone !== undefined) { list.append(el("li", "line gone", el("span", "number"), el("span", "text", row.gone))); continue; }
+    if (row.gone !== undefined) { list.append(el("li", "line gone", el("span", "text", row.gone))); gone++; continue; }
     if (!row.text.trim()) { gap = number > 0; continue; }
     number++;
     const at = verse.findIndex((l) => l.text.trim() === row.text.trim()), seen = at >= 0 ? verse.splice(0, at + 1).at(-1) : null;
@@ -135,10 +137,20 @@ function poemList(draft, before) {
       el("span", "text", paint(row.text, marks, row.fresh, quotes(row.text, named))));
     item.dataset.n = number;
     if (seen?.departures.length) item.title = seen.departures.join("; ");
-    if (notes.length) item.append(el("div", "notes", ...notes.map((i) => issueNote(i, list))));
+    if (notes.length) {
+      ends();
+      last = el("div", "notes", ...notes.map((i) => issueNote(i, list)));
+      last.style.setProperty("--row", String(number));
+      last.style.setProperty("--row-changes", String(number + gone));
+      item.append(last);
+      list.classList.add("noted");
+    }
     list.append(item);
     gap = false;
   }
+  number++;
+  ends();
+  draft.anew = before && compare(before.content.split("\n"), draft.content.split("\n")).some((r) => r.lost);
   return list;
 }
 
@@ -146,8 +158,8 @@ function poemList(draft, before) {
 function verdict(j) {
   if (!j) return null;
   const sure = j.unsure ? "unsure" : j.label;
-  const head = el("summary", `chip ${j.unsure ? "" : j.label}`, `judge: ${sure}${j.doubt ? "" : `, P(good) ${j.p_good.toFixed(2)}`}`);
-  const why = [...(j.doubt ? [j.doubt] : []), ...j.reasons.map((r) => `${r.weight > 0 ? "for" : "against"}: ${r.says}${r.lines.length ? ` (${[...new Set(r.lines.map(([n]) => n))].slice(0, 4).map((n) => `line ${n}`).join(", ")})` : ""}`)];
+  const head = el("summary", `chip ${j.unsure ? "" : j.label}`, `judge: ${sure}${j.doubt ? `, ${j.doubt}` : `, P(good) ${j.p_good.toFixed(2)}`}`);
+  const why = [...j.reasons.map((r) => `${r.weight > 0 ? "for" : "against"}: ${r.says}${r.lines.length ? ` (${[...new Set(r.lines.map(([n]) => n))].slice(0, 4).map((n) => `line ${n}`).join(", ")})` : ""}`)];
   return el("details", "", head, el("ul", "", ...why.map((w) => el("li", "", w))));
 }
 function facts(v) {
@@ -170,6 +182,7 @@ function render(draft) {
   if (draft.content === undefined) draft.node.append(el("p", "coming", draft.coming || "…"));
   else if (!draft.content.trim()) draft.node.append(el("p", "odd", `No poem came: ${SAID[draft.ended] || "it is empty"}.`));
   else draft.node.append(verdict(draft.judgement) || "", draft.title ? el("h3", "", draft.title) : "", poemList(draft, before), facts(draft.verse));
+  if (draft.anew) draft.node.append(el("p", "odd", "Another poem: most lines of the draft before are gone."));
   if (draft.ended && draft.ended !== "complete" && draft.content) draft.node.append(el("p", "odd", `This draft: ${SAID[draft.ended] || draft.ended}.`));
   draft.node.append(critique(draft));
 }
