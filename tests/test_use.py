@@ -303,7 +303,8 @@ def test_a_session_comes_as_events(served):
 
 
 def test_verse(served):
-    status, said, _ = ask(served.at, "/api/verse", {"text": "The curfew tolls the knell of parting day,\nThe lowing herd wind slowly o'er the lea,\nThe ploughman homeward plods his weary way,\nAnd leaves the world to darkness and to me.", "form": "quatrain"})
+    text = "The light comes late across the kitchen floor\nand finds the kettle where it always stood,\nit reads the meter at the cellar door\nand finds the number, as it said it would."
+    _, said, _ = ask(served.at, "/api/verse", {"text": text, "form": "quatrain"})
     found = json.loads(said)
     assert [line["rhyme"] for line in found["lines"]] == list("ABAB") and found["asked"]["accepted"] and found["meter"]["name"] == "iambic pentameter"
     assert all(len(line["marks"]) == len(line["text"]) for line in found["lines"])

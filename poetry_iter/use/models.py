@@ -69,14 +69,17 @@ def _of_runs(folder: str | Path) -> Iterator[ModelChoice]:
 
 # %% ../../nbs/lib/use/02_models.ipynb #c1185927
 def gguf_spec(
-    path: str | Path,
+    path: str | Path,  # a file, or MODEL.gguf+ADAPTER.gguf
 ) -> ModelSpec:
     "A GGUF file as a model; raises `UserError` when it is missing or none."
-    file = locate(path)
-    if not file.is_file(): raise UserError(f"{path}: there is no such file; `poetry-iter export RUN` makes one")
-    with open(file, "rb") as f: magic = f.read(8)
-    if magic[:4] != b"GGUF" or len(magic) < 8: raise UserError(f"{path}: not a GGUF file, or cut off: it begins with {magic[:4]!r}; export or copy it again")
-    return ModelSpec(name=str(file), engine="llamacpp")
+    base, plus, adapter = str(path).partition(".gguf+")
+    files = [locate(f) for f in ([f"{base}.gguf", adapter] if plus else [str(path)])]
+    for file in files:
+        if not file.is_file(): raise UserError(f"{file}: there is no such file; `poetry-iter export RUN` makes one")
+        with open(file, "rb") as f: magic = f.read(8)
+        if magic[:4] != b"GGUF" or len(magic) < 8: raise UserError(f"{file}: not a GGUF file, or cut off: it begins with {magic[:4]!r}; export or copy it again")
+    spec = ModelSpec(name=str(files[0]), adapter=str(files[1]) if plus else None, engine="llamacpp")
+    return replace(spec, renderer=trained_with(spec).get("renderer", "chat"))
 
 def _gguf_files(folder: str | Path) -> Iterator[ModelChoice]:
     "The GGUF files in the workplace and under a folder of it."
@@ -85,6 +88,7 @@ def _gguf_files(folder: str | Path) -> Iterator[ModelChoice]:
     if "llamacpp" not in ENGINES or ENGINES["llamacpp"].missing: return
     place = workplace()
     for file in sorted({*place.glob("*.gguf"), *(place / folder).glob("**/*.gguf")}):
+        if "-adapter" in file.stem: continue  # none without its base
         try: yield ModelChoice(file.stem, "gguf", gguf_spec(file), f"{file.stat().st_size / 2**20:,.1f} MiB")
         except (UserError, OSError): pass
 

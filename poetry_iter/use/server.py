@@ -94,9 +94,10 @@ def workshop_routes(service: Service) -> list[tuple[str, str, Callable]]:
     async def workshop(request):
         body = await service.body(request)
         asked = SessionAsked.read(body, service.serving.tokens)
-        pair = [service.model(name).spec if (name := take(body, role, str) or take(body, "model", str)) else spec for role, spec in (("educator", educator), ("poet", poet))]
+        named = lambda role, spec: service.model(name).spec if (name := take(body, role, str) or take(body, "model", str)) else spec
+        teaches, writes = named("educator", educator), named("poet", poet)
         place = service.turns.enter()
-        events = told(place, session_work(service.turns, place, *pair, asked, origin), own_thread=True)
+        events = told(place, session_work(service.turns, place, teaches, writes, asked, origin), own_thread=True)
         return streamed(place, _events(events), NDJSON, error)
 
     async def verse(request):

@@ -11,14 +11,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 from ..core import UserError, dumps, first_line, plain
 from ..engine import ModelSpec
 from .answers import Answer
 from .door import Serving
 from .models import ModelChoice, find_models
-from .protocols import Asked, OllamaChat, OpenAIChat, read_body
+from .protocols import OllamaChat, OpenAIChat, read_body
 from .turns import Busy, Place, Turns, answering, told
 
 # %% ../../nbs/lib/use/10_service.ipynb #cf267809

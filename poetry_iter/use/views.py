@@ -17,7 +17,7 @@ from ..critic.judgement import open_judge
 from ..engine import Engine, ModelSpec
 from .models import is_demonstration
 from .protocols import take
-from .turns import GivenUp, Place, Say, Turns
+from .turns import GivenUp, Place, Tell, Turns
 from ..verse import forms
 from ..verse.cards import marks
 from ..verse.form_parts import REGISTRY
@@ -117,7 +117,7 @@ def session_work(
     poet: ModelSpec,
     asked: SessionAsked,
     origin: str = "",  # where the two come from, for a person
-) -> Callable[[Say], None]:  # says events
+) -> Callable[[Tell], None]:  # says events
     "The work of a session."
     def work(say):
         text, tried, draft = "", Counter(), ""
