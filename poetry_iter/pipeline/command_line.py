@@ -236,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
 
     p = add("serve", _serve, "serve models over HTTP as Ollama and OpenAI speak it, and a page to write poems on")
-    p.add_argument("model", nargs="?", default="", metavar="MODEL", help="a run, RUN/CHECKPOINT, a folder, a .gguf file, or a name on the hub, for both parts of the workshop (default: the newest workshop's two, or the model that ships)")
+    p.add_argument("model", nargs="?", default="", metavar="MODEL", help="a run, RUN/CHECKPOINT, a folder, a .gguf file, or a name on the hub, for both parts of the workshop, or two as EDUCATOR,POET (default: the newest workshop's two, or the model that ships)")
     p.add_argument("--run", metavar="NAME", help="whose educator and poet write on the page")
     p.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs POETRY_ITER_KEY in the environment or .env (default: %(default)s)")
     p.add_argument("--port", type=int, default=11435, help="0 takes any that is free (default: %(default)s)")

@@ -165,22 +165,23 @@ def make_server(service: Service):
                                          timeout_keep_alive=15, timeout_graceful_shutdown=serving.grace, limit_concurrency=4 * serving.places + 64))
 
 def serve_main(
-    model: str = "",  # by a name of `poetry-iter chat`; plays both parts of the workshop too
+    model: str = "",  # by a name of `poetry-iter chat`, or EDUCATOR,POET
     run: str | None = None,  # whose educator and poet write (default: the newest of the workshop)
     **settings,  # of `Serving`
 ) -> None:
     "What `poetry-iter serve` does."
     _needs()
     serving = Serving(**settings, key=known_keys(strict=True).get(KEY_NAME, ""))
-    chosen = model_named(model) if model else None
-    players = (chosen.spec, chosen.spec, chosen.name) if chosen else players_of(run)
+    chosen = [model_named(name) for name in model.split(",") if name]  # one for both parts, or the educator's and the poet's
+    if len(chosen) > 2 or (chosen and run): raise UserError("serve: name one model, two with a comma between them (EDUCATOR,POET), or --run")
+    players = (chosen[0].spec, chosen[-1].spec, model) if chosen else players_of(run)
     with take_port(serving.host, serving.port) as sock:
         serving = replace(serving, port=sock.getsockname()[1])
         turns = Turns(serving.places)
         place = turns.enter()
         turns.run(place, lambda: turns.model(players[1]))  # a model that cannot be opened is told now
         place.leave()
-        service = Service(serving, turns, players, [chosen] if chosen else [])
+        service = Service(serving, turns, players, chosen)
         host = f"[{serving.host}]" if ":" in serving.host else serving.host
         print(plain(f"poetry-iter: http://{host}:{serving.port} (a page; Ollama's protocol under /api, OpenAI's under /v1); models: {', '.join(list(service.models)[:8])}; Ctrl-C ends it"), file=sys.stderr, flush=True)
         try: make_server(service).run(sockets=[sock])
