@@ -43,14 +43,14 @@ def _answer(talk: Conversation, line: str, colors: bool) -> None:
     if out.ended == "stopped": note("(stopped)")
     if out.ended == "length": note("(cut: no room for more; /tokens sets the longest answer)" if out.tokens >= talk.sampling.max_new_tokens else "(cut: the context is full; /clear begins anew)")
     if out.ended == "stop" and not out.content.strip(): note("(the answer is empty)")
-    if out.share >= WARN: note(f"({out.share:.0%} of the context is used: {out.prompt_tokens + out.tokens:,} of {talk.lm.context_length:,} tokens; /clear begins anew)")
+    if out.share >= WARN: note(f"({out.share:.0%} of the context is used: {out.prompt_tokens + out.tokens:,} of {talk.engine.context_length:,} tokens; /clear begins anew)")
 
 def converse(
     talk: Conversation,
     lines: Iterator[str],  # what the person says
     colors: bool = False,  # at a terminal
 ) -> None:
-    "Answer line after line, until there are none or `/exit`."
+    "ChatAnswer line after line, until there are none or `/exit`."
     for line in lines:
         try:
             if not line.strip(): continue
@@ -134,7 +134,7 @@ def chat_main(
     choice = _pick(model, renderer, terminal)
     talk = Conversation(choice, open_engine(choice.spec), sampling, system, seed=seed)
     about = "the small demonstration model, which is no poet; " if is_demonstration(choice.spec) else ""
-    note(f"{choice.name}: {about}renderer {talk.lm.renderer.name}; /help lists the commands")  # a template that cannot be used is told here
+    note(f"{choice.name}: {about}renderer {talk.engine.renderer.name}; /help lists the commands")  # a template that cannot be used is told here
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Ctrl-C alone means the answer
     history = workplace() / "outputs" / "chat_history"
     try: history.parent.mkdir(exist_ok=True); history.touch()

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core import UserError, plain, read_json, workplace, write_json
 from ..engine import Engine, Sampling, open_engine
 from ..renderers import Message, Thinking
-from .answers import Answer, answer_prompt, check_messages, conversation_prompt
+from .answers import ChatAnswer, answer_prompt, check_messages, conversation_prompt
 from .models import ModelChoice, find_models, model_named
 
 # %% ../../nbs/lib/use/04_conversation.ipynb #1009dc76
@@ -26,41 +26,41 @@ class Conversation:
     "What was said, and the model that answers."
 
     choice: ModelChoice
-    lm: Engine
+    engine: Engine
     sampling: Sampling = ASKED
     system: str = ""
     think: bool | None = None  # may it think first? None: as its renderer does
     seed: int = 0
     turns: list[Message] = field(default_factory=list)  # user and assistant in turn
-    last: Answer | None = None
+    last: ChatAnswer | None = None
 
     @property
     def messages(self) -> list[Message]: return [*([Message(role="system", content=self.system)] if self.system else []), *self.turns]
 
     @property
-    def thinks(self) -> bool: return isinstance(self.lm.renderer, Thinking) if self.think is None else self.think
+    def thinks(self) -> bool: return isinstance(self.engine.renderer, Thinking) if self.think is None else self.think
 
     def prompt(self) -> tuple[list[int], bool]:
         "The prompt of the next answer, and whether it begins the thoughts."
-        return conversation_prompt(self.lm, self.messages, self.thinks)
+        return conversation_prompt(self.engine, self.messages, self.thinks)
 
     def ask(
         self,
         text: str,
         say: Callable[[str, str], None] = lambda kind, text: None,  # (thinking or content, text), as it comes
-    ) -> Answer:  # ended: stop, length or stopped
+    ) -> ChatAnswer:  # ended: stop, length or stopped
         "Say something, and get an answer."
-        before, self.last = list(self.turns), Answer()
+        before, self.last = list(self.turns), ChatAnswer()
         self.turns.append({"role": "user", "content": text})
         try:
             prompt, opened = self.prompt()
-            answer_prompt(self.lm, prompt, self.sampling, self.seed + len(self.turns), say, opened=opened, into=self.last)
+            answer_prompt(self.engine, prompt, self.sampling, self.seed + len(self.turns), say, opened=opened, into=self.last)
         except KeyboardInterrupt: self.last.ended = "stopped"
         except Exception: self.turns = before; raise
         self.turns.append({"role": "assistant", "content": self.last.content})
         return self.last
 
-    def retry(self, say: Callable[[str, str], None] = lambda kind, text: None) -> Answer:
+    def retry(self, say: Callable[[str, str], None] = lambda kind, text: None) -> ChatAnswer:
         "The last question again, with other luck."
         if not any(m["role"] == "user" for m in self.turns): raise UserError("/retry: nothing was asked yet")
         while self.turns[-1]["role"] != "user": self.turns.pop()
@@ -102,14 +102,14 @@ def _exit(talk, rest):
 
 def share_line(talk: Conversation) -> str:
     "How much of the context is used."
-    tokens, context = len(talk.prompt()[0]) if talk.turns else 0, talk.lm.context_length
+    tokens, context = len(talk.prompt()[0]) if talk.turns else 0, talk.engine.context_length
     return f"{tokens:,} of {context:,} tokens of context, {tokens / context:.0%}"
 
 @command
 def _debug(talk, rest):
     "the rendered prompt, token for token, and the share of the context"
     if not talk.messages: return "nothing was said yet"
-    return f"{talk.lm.renderer.decode(talk.prompt()[0])}\n\n{share_line(talk)}; renderer {talk.lm.renderer.name}, seed {talk.seed}, {talk.sampling}"
+    return f"{talk.engine.renderer.decode(talk.prompt()[0])}\n\n{share_line(talk)}; renderer {talk.engine.renderer.name}, seed {talk.seed}, {talk.sampling}"
 
 # %% ../../nbs/lib/use/04_conversation.ipynb #fe807514
 @command
@@ -146,9 +146,9 @@ def _model(talk, rest):
     "/model NAME: go on with another model; without a name, those that there are"
     if not rest: return model_lines(find_models(), talk.choice.name)
     choice = model_named(rest)
-    lm = open_engine(choice.spec)
-    talk.lm.close()
-    talk.choice, talk.lm = choice, lm
+    engine = open_engine(choice.spec)
+    talk.engine.close()
+    talk.choice, talk.engine = choice, engine
     return f"now {choice.name}"
 
 def model_lines(

@@ -16,9 +16,9 @@ from importlib import resources
 from typing import Any
 
 from ..core import UserError, digest, dumps, known_keys, plain
-from .door import KEY_NAME, Guard, Serving, take_port
+from .door import KEY_NAME, Doorkeeper, Serving, take_port
 from .models import ModelChoice, is_demonstration, model_named
-from .protocols import NDJSON, OllamaChat, OllamaGenerate, OpenAIChat, take
+from .protocols import NDJSON, OllamaChat, OllamaGenerate, OpenAIChat, field_of
 from .service import Service, answer_route, status_of, streamed
 from .turns import Busy, GivenUp, Turns, told
 from .views import SessionAsked, session_work, verse_view
@@ -47,12 +47,13 @@ def info_routes(service: Service) -> list[tuple[str, str, Callable]]:
     async def version(request): return JSONResponse({"version": __version__})
 
     async def ps(request):
-        open_now = [(c, service.turns.open[c.spec]) for c in service.models.values() if c.spec in list(service.turns.open)]
+        held = list(service.turns.open.items())
+        open_now = [(c, lm) for c in service.models.values() for spec, lm in held if spec == c.spec]
         return JSONResponse({"models": [{**_entry(c), "expires_at": "9999-12-31T00:00:00Z", "size": lm.size, "size_vram": 0, "context_length": lm.context_length} for c, lm in open_now]})
 
     async def show(request):
         body = await service.body(request)
-        choice = service.model(take(body, "model", str) or take(body, "name", str, ""))
+        choice = service.model(field_of(body, "model", str) or field_of(body, "name", str, ""))
         said = f"temperature 0.8\ntop_p 0.9\nnum_predict {service.serving.tokens}"
         able = ["completion", *(["thinking"] if choice.spec.renderer.startswith("thinking") else [])]
         return JSONResponse({"modelfile": f"FROM {choice.name}", "parameters": said, "template": choice.spec.renderer, "details": _details(choice), "model_info": {"general.name": choice.name, "general.about": choice.about, "poetry_iter.renderer": choice.spec.renderer}, "capabilities": able, "modified_at": _entry(choice)["modified_at"]})
@@ -94,7 +95,7 @@ def workshop_routes(service: Service) -> list[tuple[str, str, Callable]]:
     async def workshop(request):
         body = await service.body(request)
         asked = SessionAsked.read(body, service.serving.tokens)
-        named = lambda role, spec: service.model(name).spec if (name := take(body, role, str) or take(body, "model", str)) else spec
+        named = lambda role, spec: service.model(name).spec if (name := field_of(body, role, str) or field_of(body, "model", str)) else spec
         teaches, writes = named("educator", educator), named("poet", poet)
         place = service.turns.enter()
         events = told(place, session_work(service.turns, place, teaches, writes, asked, origin), own_thread=True)
@@ -102,7 +103,7 @@ def workshop_routes(service: Service) -> list[tuple[str, str, Callable]]:
 
     async def verse(request):
         body = await service.body(request)
-        text, form = take(body, "text", str, ""), take(body, "form", str, "")
+        text, form = field_of(body, "text", str, ""), field_of(body, "form", str, "")
         async with service.reading: return JSONResponse(await asyncio.to_thread(verse_view, text, form))
 
     def file(name, media):
@@ -126,7 +127,7 @@ async def _events(events) -> AsyncIterator[bytes]:
     finally: await events.aclose()
 
 # %% ../../nbs/lib/use/11_server.ipynb #79cf6492
-def make_app(service: Service) -> Guard:
+def make_app(service: Service) -> Doorkeeper:
     "The ASGI application."
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -150,7 +151,7 @@ def make_app(service: Service) -> Guard:
 
     handlers: dict[Any, Any] = {UserError: failed, Busy: failed, ClientDisconnect: failed, GivenUp: failed, HTTPException: odd, Exception: failed}
     app = Starlette(routes=[Route(path, route, methods=[method]) for method, path, route in found], exception_handlers=handlers)
-    return Guard(app, service.serving, service.seen, {path for _, path, _ in found})
+    return Doorkeeper(app, service.serving, service.seen, {path for _, path, _ in found})
 
 # %% ../../nbs/lib/use/11_server.ipynb #5483d901
 def _needs() -> None:

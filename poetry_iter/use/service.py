@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 
 from ..core import UserError, dumps, first_line, plain
 from ..engine import ModelSpec
-from .answers import Answer
+from .answers import ChatAnswer
 from .door import Serving
 from .models import ModelChoice, find_models
 from .protocols import OllamaChat, OpenAIChat, read_body
@@ -88,12 +88,16 @@ class Service:
     async def body(self, request) -> dict:
         "The JSON object of a request, within its bounds of size and time."
         most = self.serving.body
-        if int(length if (length := request.headers.get("content-length", "0")).isdecimal() else 0) > most: raise Refused(413, f"the body: {length} bytes, more than {most:,}")
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > 8 * most: raise Refused(413, f"the body: {declared} bytes, more than {most:,}")
+
         async def whole():
-            data = bytearray()
+            data, size = bytearray(), 0
             async for chunk in request.stream():
-                data += chunk
-                if len(data) > most: raise Refused(413, f"the body: more than {most:,} bytes")
+                size += len(chunk)
+                if size > 8 * most: break
+                if size <= most: data += chunk  # what is too much is read and thrown away: a client in the middle of sending hears no answer
+            if size > most: raise Refused(413, f"the body: more than {most:,} bytes")
             return bytes(data)
 
         try: return read_body(await asyncio.wait_for(whole(), self.serving.patience))
@@ -139,5 +143,5 @@ async def _whole(protocol, asked, events) -> AsyncIterator[bytes]:
 async def _load_only(service, protocol, asked, choice):
     "No message: the model is opened, as Ollama's clients warm one up."
     place = service.turns.enter()
-    def work(say): service.turns.model(choice.spec); say(("done", Answer(ended="load"), 0.0))
+    def work(say): service.turns.model(choice.spec); say(("done", ChatAnswer(ended="load"), 0.0))
     return streamed(place, _whole(protocol, asked, told(place, work)), "application/json", lambda sentence, status: dumps(protocol.error(sentence)).encode())

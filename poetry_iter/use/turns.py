@@ -154,7 +154,7 @@ def answering(
     stop: tuple[str, ...] = (),
     think: bool | None = None,  # None: as its renderer does
     raw: str | None = None,  # a prompt that is not to be rendered
-) -> Callable[[Tell], None]:  # says (kind, text) and at last (done, Answer, seconds of loading)
+) -> Callable[[Tell], None]:  # says (kind, text) and at last (done, ChatAnswer, seconds of loading)
     "The work of one answer."
     def work(say):
         began = time.perf_counter()

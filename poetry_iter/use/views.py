@@ -16,7 +16,7 @@ from ..core import UserError
 from ..critic.judgement import open_judge
 from ..engine import Engine, ModelSpec
 from .models import is_demonstration
-from .protocols import take
+from .protocols import field_of
 from .turns import GivenUp, Place, Tell, Turns
 from ..verse import forms
 from ..verse.cards import marks
@@ -83,7 +83,7 @@ class SessionAsked:
         most: int,  # tokens of the longest answer
     ) -> "SessionAsked":
         "From the body of a request; raises `UserError`."
-        asked = cls(take(body, "request", str, "").strip(), take(body, "form", str, "").strip(), take(body, "revisions", int, 2), take(body, "seed", int, 0), take(body, "tokens", int, most))
+        asked = cls(field_of(body, "request", str, "").strip(), field_of(body, "form", str, "").strip(), field_of(body, "revisions", int, 2), field_of(body, "seed", int, 0), field_of(body, "tokens", int, most))
         if not asked.request: raise UserError("request: say what the poem is to be about, as \"a poem about winter light\"")
         if len(asked.request) > 2000: raise UserError(f"request: {len(asked.request):,} characters, more than 2,000")
         if not 0 <= asked.revisions <= 6: raise UserError(f"revisions: expected 0 to 6, found {asked.revisions}")
