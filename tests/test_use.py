@@ -25,7 +25,7 @@ from poetry_iter.engine import ModelSpec
 from poetry_iter.pipeline.command_line import main
 from poetry_iter.use.door import Serving, take_port
 from poetry_iter.use.server import make_server
-from poetry_iter.use.service import Service
+from poetry_iter.use.service import WebService
 from poetry_iter.use.turns import Turns
 
 PLACES = 8
@@ -38,7 +38,7 @@ def start(turns: Turns, **settings) -> SimpleNamespace:
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     sock = take_port("127.0.0.1", 0)
     serving = Serving(port=sock.getsockname()[1], places=turns.places, tokens=64, patience=5, **settings)
-    service = Service(serving, turns, (ModelSpec(), ModelSpec(), "the model that ships"))
+    service = WebService(serving, turns, (ModelSpec(), ModelSpec(), "the model that ships"))
     server = make_server(service)
     thread = threading.Thread(target=lambda: server.run(sockets=[sock]), daemon=True)
     thread.start()

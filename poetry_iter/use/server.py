@@ -19,7 +19,7 @@ from ..core import UserError, digest, dumps, known_keys, plain
 from .door import KEY_NAME, Doorkeeper, Serving, take_port
 from .models import ModelChoice, is_demonstration, model_named
 from .protocols import NDJSON, OllamaChat, OllamaGenerate, OpenAIChat, field_of
-from .service import Service, answer_route, status_of, streamed
+from .service import WebService, answer_route, status_of, streamed
 from .turns import Busy, GivenUp, Turns, told
 from .views import SessionAsked, session_work, verse_view
 from ..verse.form_parts import REGISTRY
@@ -37,7 +37,7 @@ def _entry(choice: ModelChoice) -> dict:
     modified = datetime.fromtimestamp(choice.modified, UTC).isoformat().replace("+00:00", "Z")
     return {"name": choice.name, "model": choice.name, "modified_at": modified, "size": choice.size, "digest": digest([choice.name, choice.size, choice.modified], 64), "details": _details(choice)}
 
-def info_routes(service: Service) -> list[tuple[str, str, Callable]]:
+def info_routes(service: WebService) -> list[tuple[str, str, Callable]]:
     "Method, path and route: lists, versions, health, metrics."
     from starlette.responses import JSONResponse, PlainTextResponse
 
@@ -64,7 +64,7 @@ def info_routes(service: Service) -> list[tuple[str, str, Callable]]:
 
     return [("GET", "/api/tags", tags), ("GET", "/api/version", version), ("GET", "/api/ps", ps), ("POST", "/api/show", show), ("GET", "/v1/models", models), ("GET", "/health", health), ("GET", "/metrics", metrics)]
 
-def metrics_text(service: Service) -> str:
+def metrics_text(service: WebService) -> str:
     "What was counted, as Prometheus reads it."
     n, turns, out = service.turns.counts, service.turns, []
 
@@ -81,7 +81,7 @@ def metrics_text(service: Service) -> str:
     return "\n".join(out) + "\n"
 
 # %% ../../nbs/lib/use/11_server.ipynb #bc141877
-def workshop_routes(service: Service) -> list[tuple[str, str, Callable]]:
+def workshop_routes(service: WebService) -> list[tuple[str, str, Callable]]:
     "Method, path and route: sessions, verse, and the files of the page."
     from starlette.responses import JSONResponse, Response
 
@@ -127,7 +127,7 @@ async def _events(events) -> AsyncIterator[bytes]:
     finally: await events.aclose()
 
 # %% ../../nbs/lib/use/11_server.ipynb #79cf6492
-def make_app(service: Service) -> Doorkeeper:
+def make_app(service: WebService) -> Doorkeeper:
     "The ASGI application."
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -157,7 +157,7 @@ def make_app(service: Service) -> Doorkeeper:
 def _needs() -> None:
     if missing := [p for p in ("starlette", "uvicorn") if importlib.util.find_spec(p) is None]: raise UserError(f"serve: {' and '.join(missing)} not installed; pip install 'poetry_iter[serve]'")
 
-def make_server(service: Service):
+def make_server(service: WebService):
     "A server of uvicorn's, not yet running."
     import uvicorn
 
@@ -182,7 +182,7 @@ def serve_main(
         place = turns.enter()
         turns.run(place, lambda: turns.model(players[1]))  # a model that cannot be opened is told now
         place.leave()
-        service = Service(serving, turns, players, chosen)
+        service = WebService(serving, turns, players, chosen)
         host = f"[{serving.host}]" if ":" in serving.host else serving.host
         print(plain(f"poetry-iter: http://{host}:{serving.port} (a page; Ollama's protocol under /api, OpenAI's under /v1); models: {', '.join(list(service.models)[:8])}; Ctrl-C ends it"), file=sys.stderr, flush=True)
         try: make_server(service).run(sockets=[sock])

@@ -7,7 +7,7 @@ const el = (tag, cls = "", ...inside) => {
   node.append(...inside.filter((x) => x !== null && x !== undefined && x !== ""));
   return node;
 };
-const SAID = { cut: "it was cut off: no room was left", malformed: "it has not the shape that was asked for", empty: "it is empty", unclosed_think: "it never came out of its thoughts", complete: "" };
+const SAID = { cut: "it was cut off, for no room was left", malformed: "it has not the shape that was asked for", empty: "it is empty", unclosed_think: "it never came out of its thoughts", complete: "" };
 const DOING = { brief: "The educator writes the brief", draft: "The poet writes draft", critique: "The educator reads draft", revision_brief: "The educator writes the brief for draft", note: "The educator writes a last note" };
 let drafts = [], running = null;
 
@@ -239,7 +239,7 @@ function hear(event, form) {
 }
 function ended(session) {
   const m = session.metadata, poems = `${m.drafts} draft${m.drafts === 1 ? "" : "s"}`;
-  status(m.stopped ? `It ended early: ${m.stopped}.` : m.approved ? `Done: ${poems}, the last one approved.` : `Done: ${poems}; the educator approved none.`);
+  status(m.stopped ? `It ended early: ${m.stopped}.` : m.approved ? `Done: ${poems}, the last one approved.` : `Done: ${poems}, ${m.drafts === 1 ? "not" : "none"} approved.`);
 }
 async function write(event) {
   event.preventDefault();
