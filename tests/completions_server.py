@@ -24,9 +24,9 @@ class Completions(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port=0, name="embedded", model="data/model", **without):
+    def __init__(self, port=0, name="embedded", engine=None, **without):
         super().__init__(("127.0.0.1", port), Handler)
-        self.name, self.engines, self.lock = name, {name: open_engine(ModelSpec(name=model))}, threading.Lock()
+        self.name, self.engines, self.lock = name, {name: engine or open_engine(ModelSpec())}, threading.Lock()
         self.seen, self.faults, self.delay = [], deque(), 0.0  # one fault for each coming completion
         self.at_once = self.most_at_once = 0
         self.can = {"ids": True, "n": True, "prompt_logprobs": True, "echo": True, "tokenize": True, "lora": True, "token_ids": True, **without}
