@@ -144,7 +144,7 @@ def train(
 ) -> Result:
     "Train the adapter on the examples, and leave a checkpoint; a killed call goes on from where it stopped, a whole one is not made again."
     settings = settings or Training()
-    require(lm.spec.engine, "trains", what="training")
+    require(lm, "trains", what="training")
     names = names and names * settings.epochs
     kept, proof = prove(examples * settings.epochs, lm.renderer, min(settings.max_tokens, lm.context_length), names)
     return {**proof, **lm.train(kept, out, settings, total_steps or settings.steps(len(kept)), previous, facts)}
