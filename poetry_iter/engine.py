@@ -106,7 +106,7 @@ def require(
     kind, can = get_engine(name), get_engine(engine).can if isinstance(engine, str) else engine.can
     if lacks := [a for a in abilities if not getattr(can, a)]:
         others = [n for n, e in ENGINES.items() if n != name and not e.asked and all(getattr(e.can, a) for a in abilities)]
-        why = "" if isinstance(engine, str) else getattr(engine, "why", "")
+        why = "; ".join(w for a in lacks if (w := getattr(engine, "why", {}).get(a)))
         raise UserError(f"engine {name}: {what} needs one that {' and '.join(lacks)}; {' or '.join(others) or 'none here'} can{why and f' ({why})'}")
     if kind.missing: raise UserError(f"engine {name}: {', '.join(kind.missing)} is not installed; `poetry-iter check` says what there is")
 

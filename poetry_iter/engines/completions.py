@@ -65,9 +65,9 @@ class Completions:
     def can(self) -> Can: return replace(ENGINES["completions"].can, scores=bool(self.dialect.scores), trains=bool(self.dialect.loads))
 
     @property
-    def why(self) -> str:
-        "Why it cannot do more."
-        return "; ".join(x for x in (self.dialect.why, "" if self.dialect.loads else "it loads no adapters, so what is trained could not be asked there") if x)
+    def why(self) -> dict[str, str]:
+        "Why it cannot do what it cannot."
+        return {"scores": self.dialect.why, "trains": "it loads no adapters while it runs, so what is trained could not be asked there; skip_training=true describes, scores and selects"}
 
     @property
     def renderer(self) -> Renderer: return self._renderer
