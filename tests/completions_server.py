@@ -76,7 +76,10 @@ class Completions(ThreadingHTTPServer):
             if body.get("logprobs") is not None:
                 echo = body.get("echo") and self.can["echo"]
                 shown = (mine if echo else []) + values[len(prompt) :]
-                out["logprobs"] = {"token_logprobs": shown[self.fewer :], "tokens": [lm.renderer.decode([t]) for t in (tokens if echo else said.tokens)]}
+                out["logprobs"] = {
+                    "token_logprobs": shown[self.fewer :],
+                    "tokens": [lm.renderer.decode([t]) for t in (tokens if echo else said.tokens)],
+                }
         return out
 
     def models(self):

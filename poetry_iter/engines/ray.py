@@ -118,8 +118,8 @@ class Ray:
 
     def using(self, renderer: str) -> "Ray":
         "The same workers through another renderer."
-        self.workers
         other = copy.copy(self)
+        other._workers = self.workers
         other._renderer = get_renderer(renderer, self.tokenizer)
         return other
 
@@ -160,7 +160,7 @@ class Ray:
         "The loss of each target token, packed as one process packs them."
         if not examples: return []
         [packs] = shared_out(self.workers[:1], "packs", [([len(e) for e in examples], batch_size)])
-        shards, out = [sum(packs[i : i + PACKS], []) for i in range(0, len(packs), PACKS)], {}
+        shards, out = [[j for pack in packs[i : i + PACKS] for j in pack] for i in range(0, len(packs), PACKS)], {}
         with tqdm(total=len(examples), desc=progress, disable=not progress, mininterval=1) as bar:
             for places, losses in zip(shards, shared_out(self.workers, "token_losses", [([examples[i] for i in s], batch_size) for s in shards])):
                 out |= dict(zip(places, losses))
