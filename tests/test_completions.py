@@ -19,7 +19,6 @@ from poetry_iter.engine import ModelSpec, Sampling, open_engine, require
 from poetry_iter.engines.completions import Completions
 from poetry_iter.engines.transformers import Transformers
 from poetry_iter.poems import load_poems
-from poetry_iter.renderers import Example
 from poetry_iter.training import Training, train
 
 SHORT = Sampling(max_new_tokens=12)
@@ -68,9 +67,8 @@ def test_text_alone_one_sample_a_call_and_echo(here):
         [row] = lm.sample(prompts_of(lm)[:1], lm.renderer.end, n=3, sampling=SHORT, seeds=[5])
         seeds = [b["seed"] for b in poor.seen[-3:]]
         assert sorted(seeds) == sorted(seed_of(5, j) % 2**31 for j in range(3)) and len(row) == 3
-        apart = [*here.renderer.encode("har"), *here.renderer.encode("bour"), here.renderer.end]  # as a text it has other tokens
-        with pytest.raises(UserError, match=r"takes no tokens, and as a text"):
-            lm.token_losses([Example(apart, [0] * (len(apart) - 1) + [1])])
+        with pytest.raises(UserError, match="takes no tokens, and as a text"):  # in the poem it is text, and in a prompt of text the end
+            lm.token_losses([here.renderer.example("A gate <|im_end|> in rain.", "Gate", "It stood.")])
         with pytest.raises(UserError, match=r"needs one that trains; transformers or .*it loads no adapters while it runs"):
             require(lm, "trains", what="a plan")
 

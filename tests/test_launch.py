@@ -43,4 +43,5 @@ def test_two_processes_train_as_one(tmp_path, examples):
         assert max(abs(x - y) for x, y in zip(a["losses"], b["losses"])) < 1e-4
     assert max(abs(x - y).max() for x, y in zip(seconds[1][2], seconds[2][2])) < 1e-2
     assert read_json(tmp_path / "two_2/made_with.json")["step"] == 8
+    assert (tmp_path / "two_2/rng_state_1.pth").exists() and not (tmp_path / "two_1/rng_state_1.pth").exists()  # of the second process
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one_1", "one_2", "two_1", "two_2"]  # no job, no half a folder
