@@ -7,6 +7,7 @@ import argparse
 import importlib.util
 import statistics
 import time
+from importlib import import_module
 
 import psutil
 
@@ -24,9 +25,7 @@ def cpu(pid):
 
 def measure(lm, poems, n, tokens):
     "Wall seconds, processor seconds of this process, and of each worker."
-    import ray
-
-    pids = ray.get([w.pid.remote() for w in lm.workers])
+    pids = import_module("ray").get([w.pid.remote() for w in lm.workers])
     before, own, start = [cpu(p) for p in pids], time.process_time(), time.perf_counter()
     rows = describe(lm, poems, n, Sampling(max_new_tokens=tokens), seed=1)
     score(lm, poems, rows)

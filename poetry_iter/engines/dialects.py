@@ -127,7 +127,7 @@ def probe(
     prompts = [renderer.context("Quatrains, of the sea."), renderer.describe(poem), renderer.context(None)]
     ask = lambda **body: server.offers("/completions", {"model": model, "max_tokens": 1, "temperature": 0, "seed": 1, **body})
     said = ask(prompt=prompts[0])
-    found = Dialect(ids=bool(said and said.get("choices")) and _prompt_tokens(said) == len(prompts[0]), added=added)
+    found = Dialect(ids=said is not None and bool(said.get("choices")) and _prompt_tokens(said) == len(prompts[0]), added=added)
     shown = [as_prompt(p, found, renderer) for p in prompts]
     found.many = len((ask(prompt=shown[0], n=2, temperature=1) or {}).get("choices", [])) == 2
     found.loads = next((p for p in (x.format(address=server.address, root=server.root) for x in LOADS) if _is_there(server, p)), "")
@@ -150,7 +150,7 @@ def _fault(answer: dict | None, how: str, tokens: list[int], values: list[float]
     "Why the log-probabilities of a prompt are not to be believed; empty where they are those of the generation."
     try: again = prompt_logprobs(answer or {}, how, tokens)[-len(values) :]
     except (UserError, ValueError) as e: return f"it cannot score: {e}"
-    apart = float("inf") if None in again else sum(abs(a - b) for a, b in zip(again, values)) / len(values)
+    apart = sum(float("inf") if a is None else abs(a - b) for a, b in zip(again, values)) / len(values)
     return "" if apart < TOLERANCE else f"it cannot score: its log-probabilities of tokens in a prompt are {apart:.2f} nats from those that it gave when it generated them"
 
 def _is_there(server: Server, path: str) -> bool:

@@ -10,6 +10,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,7 @@ RESTARTS = 3  # of a worker, before it is given up
 def start_ray(workers: int) -> Any:  # the module
     "Ray, here or at `RAY_ADDRESS`; raises `UserError` where it does not start."
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
+    ray: Any = import_module("ray")
     if ray.is_initialized(): return ray
     own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
     try: ray.init(log_to_driver=False, logging_level="ERROR", **own)
@@ -79,12 +79,11 @@ def shared_out(
     shards: list[tuple],  # its arguments
 ) -> Iterator[Any]:  # the results, in order
     "Have the workers do the shards; raises `UserError` for one that was refused, or whose workers died."
-    from ray.exceptions import RayActorError, RayTaskError
-    from ray.util import ActorPool
-
-    try: yield from ActorPool(workers).map(lambda worker, shard: getattr(worker, method).remote(*shard), shards)
-    except RayTaskError as e: raise (UserError(str(e.cause)) if isinstance(e.cause, UserError) else e) from None
-    except RayActorError as e: raise UserError(f"engine ray: a worker died {RESTARTS + 1} times ({first_line(e)}), as it does when memory runs out; take fewer workers and run again") from None
+    errors: Any = import_module("ray.exceptions")
+    pool: Any = import_module("ray.util").ActorPool(workers)
+    try: yield from pool.map(lambda worker, shard: getattr(worker, method).remote(*shard), shards)
+    except errors.RayTaskError as e: raise (UserError(str(e.cause)) if isinstance(e.cause, UserError) else e) from None
+    except errors.RayActorError as e: raise UserError(f"engine ray: a worker died {RESTARTS + 1} times ({first_line(e)}), as it does when memory runs out; take fewer workers and run again") from None
 
 # %% ../../nbs/lib/engines/08_ray.ipynb #b1d7b335
 class Ray:
@@ -125,9 +124,7 @@ class Ray:
 
     def close(self) -> None:
         "Let go of the workers."
-        import ray
-
-        for worker in self._workers: ray.kill(worker)
+        for worker in self._workers: start_ray(self.spec.workers).kill(worker)
         self._workers = []
 
     def shards(self, prompts: list, n: int, seeds: list[int]) -> list[tuple[list, list[int]]]:

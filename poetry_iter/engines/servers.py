@@ -10,6 +10,7 @@ __all__ = ['HINTS', 'LONGEST_WAIT', 'CONNECT_SECONDS', 'NOT_OFFERED', 'check_add
 import json
 import random
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -179,15 +180,15 @@ class Server:
         stopped: Event | None = None,  # set where others have given up
     ) -> Any:  # what was read
         "Ask until there is an answer; raises `UserError` when it is refused, or the trouble does not pass."
-        stopped = stopped or Event()
-        for attempt in range(self.tries):
-            if stopped.is_set(): break
+        stopped, attempt = stopped or Event(), 0
+        while not stopped.is_set():
             try: return read(self.send(path, body))
             except UserError: raise
             except Exception as e: trouble = judge_error(e, str(self))
             if not trouble.again: raise UserError(f"{self}: it refuses a request ({trouble.reason})")
-            if attempt + 1 < self.tries: stopped.wait(pause(trouble, attempt))
-        else: raise UserError(f"{self}: no answer in {self.tries} attempts ({trouble.reason}); what was answered is kept: run again when it is well")
+            attempt += 1
+            if attempt == self.tries: raise UserError(f"{self}: no answer in {self.tries} attempts ({trouble.reason}); what was answered is kept: run again when it is well")
+            stopped.wait(pause(trouble, attempt - 1))
         raise UserError(f"{self}: given up")
 
     def offers(
@@ -196,14 +197,15 @@ class Server:
         body: dict,
     ) -> dict | None:  # the answer; None where it does not do that
         "Try what a server may not do."
-        for attempt in range(self.tries):
+        attempt = 0
+        while True:
             try: return self.send(path, body)
             except Exception as e:
                 if (status := getattr(e, "status_code", None)) in NOT_OFFERED and (status != 500 or attempt): return None
                 trouble = judge_error(e, str(self))
-            pause_for = 0.1 if trouble.kind == "500" else pause(trouble, attempt)
-            Event().wait(pause_for)
-        raise UserError(f"{self}: no answer in {self.tries} attempts ({trouble.reason}); run again when it is well")
+            attempt += 1
+            if attempt >= self.tries: raise UserError(f"{self}: no answer in {attempt} attempts ({trouble.reason}); run again when it is well")
+            time.sleep(0.1 if trouble.kind == "500" else pause(trouble, attempt - 1))
 
     def call_all(
         self,
@@ -213,17 +215,17 @@ class Server:
         progress: str = "",  # a label shows a bar
     ) -> list[Any]:  # what was read, in the order of the jobs
         "Ask many things at once."
-        record, stopped = record or Record(), Event()
+        kept, stopped = record or Record(), Event()
         keys = [digest([path, body], 32) for body, _ in jobs]
-        todo = {key: job for key, job in zip(keys, jobs) if key not in record.answers}
+        todo = {key: job for key, job in zip(keys, jobs) if key not in kept.answers}
         with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc=progress, disable=not progress, mininterval=1) as bar, ThreadPoolExecutor(self.at_once) as pool:
-            running = [pool.submit(lambda key, body, read: record.put(key, self.call(path, body, read, stopped)), key, *job) for key, job in todo.items()]
+            running = [pool.submit(lambda key, body, read: kept.put(key, self.call(path, body, read, stopped)), key, *job) for key, job in todo.items()]
             try:
                 for done in as_completed(running): bar.update(done.result() is None)
             finally:
                 stopped.set()
                 for waiting in running: waiting.cancel()
-        return [record.answers[key] for key in keys]
+        return [kept.answers[key] for key in keys]
 
 CONNECT_SECONDS = 20.0
 NOT_OFFERED = (400, 404, 405, 422, 500, 501)  # statuses that mean so
