@@ -60,7 +60,7 @@ def start_ray(workers: int) -> Any:  # the module
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray: Any = import_module("ray")
     if ray.is_initialized(): return ray
-    own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(workers, os.cpu_count() or 1), "include_dashboard": False}
+    own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": 4 * max(workers, os.cpu_count() or 1), "include_dashboard": False}  # room for more than one engine
     try: ray.init(log_to_driver=False, logging_level="ERROR", **own)
     except Exception as e: raise UserError(f"engine ray: Ray does not start: {first_line(e)}; look at RAY_ADDRESS, and at /tmp/ray/session_latest/logs") from e
     return ray
@@ -68,6 +68,7 @@ def start_ray(workers: int) -> Any:  # the module
 def start_workers(spec: ModelSpec) -> list:
     "The actors; each on a core, and on a GPU where there are as many."
     ray = start_ray(spec.workers)
+    if (cores := ray.cluster_resources().get("CPU", 0)) < spec.workers: raise UserError(f"engine ray: {spec.workers} workers, and the cluster has {cores:.0f} cores; take fewer workers")
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= spec.workers else 0
     actor: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Worker)
     there = replace(spec, engine="transformers", name=spec.where, adapter=spec.adapter and str(Path(spec.adapter).resolve()))

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from ..core import UserError, append_jsonl, digest, dumps, first_line, iter_jsonl, scrub
+from ..core import UserError, append_jsonl, digest, dumps, iter_jsonl, scrub
 
 # %% ../../nbs/lib/engines/11_servers.ipynb #92a2cd82
 def check_address(
