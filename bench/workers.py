@@ -59,6 +59,8 @@ def main():
     serial = statistics.median(own / (own + sum(each)) for _, own, each in found[1])
     print(f"{args.workers} workers are {wall[1] / wall[args.workers]:.2f} times as fast as one by wall time, {path[1] / path[args.workers]:.2f} by processor time on the longest path")
     print(f"serial share {serial:.4f} (processor time of this process with one worker)")
+    shards = len(engines[1].shards(poems, args.samples, []))
+    print(f"the samples are {shards} shards: more workers than that find nothing to do")
     for n in (8, 16, 32, 64):
         print(f"  {n} workers: {1 / (serial + (1 - serial) / n):.1f} times as fast, an extrapolation by Amdahl's law, not measured")
     for lm in engines.values():
