@@ -35,6 +35,8 @@ class ModelSpec:
         known = get_engine(self.engine)
         if self.load_in_4bit and not known.can.load_in_4bit:
             raise UserError(f"load_in_4bit needs engine: {' or '.join(n for n, e in ENGINES.items() if e.can.load_in_4bit)}, found engine: {self.engine}")
+        if self.name.endswith(".gguf") != (self.engine == "llamacpp"):
+            raise UserError(f"model {self.name}: " + ("engine llamacpp runs a GGUF file; `poetry-iter export` makes one" if self.engine == "llamacpp" else f"a GGUF file needs engine: llamacpp, found engine: {self.engine}"))
 
     def on(
         self,
@@ -45,8 +47,8 @@ class ModelSpec:
 
     @property
     def where(self) -> str:
-        "The folder of the base from the root, or its name on the hub."
-        return str(locate(self.name)) if locate(self.name).is_dir() else self.name
+        "The folder or file of the base from the root, or its name on the hub."
+        return str(locate(self.name)) if locate(self.name).exists() else self.name
 
     def __str__(self):
         parts = [self.name, self.adapter and f"adapter {self.adapter}", "4 bit" if self.load_in_4bit else "", "" if self.engine == "transformers" else self.engine]
@@ -72,6 +74,7 @@ class EngineKind:
     can: Can
     packages: tuple[str, ...] = ()  # that it needs
     without: str = ""  # what one goes without where they are missing
+    install: str = ""  # how they are had
 
     @property
     def missing(self) -> list[str]:
@@ -84,6 +87,8 @@ ENGINES = {
                                ("torch", "transformers", "peft", "trl"), "nothing runs"),
     "unsloth": EngineKind("poetry_iter.engines.unsloth:Unsloth", Can(scores=True, trains=True, streams=True, exact=True, one_process=True, load_in_4bit=True),
                           ("torch", "unsloth"), "no QLoRA"),
+    "llamacpp": EngineKind("poetry_iter.engines.llamacpp:LlamaCpp", Can(scores=True, streams=True, one_process=True), ("llama_cpp",), "no GGUF files: exports cannot be made smaller, certified or run",
+                           "pip install 'poetry_iter[llamacpp]' (built from source, about ten minutes)"),
 }
 
 def get_engine(name: str) -> EngineKind:
@@ -101,7 +106,7 @@ def require(
     if lacks := [a for a in abilities if not getattr(kind.can, a)]:
         others = [n for n, e in ENGINES.items() if all(getattr(e.can, a) for a in abilities)]
         raise UserError(f"engine {engine}: {what} needs one that {' and '.join(lacks)}; {' or '.join(others) or 'none here'} can")
-    if kind.missing: raise UserError(f"engine {engine}: {', '.join(kind.missing)} is not installed; `poetry-iter check` says what there is")
+    if kind.missing: raise UserError(f"engine {engine}: {', '.join(kind.missing)} is not installed" + (f": {kind.install}" if kind.install else "") + "; `poetry-iter check` says what there is")
 
 # %% ../nbs/lib/03_engine.ipynb #f99704c7
 @dataclass(frozen=True)
@@ -242,7 +247,8 @@ def open_renderer(
     spec: ModelSpec,
 ) -> tuple[Renderer, int]:  # the renderer, and the model's context length in tokens
     "How a model is asked, without its weights: only its tokenizer is loaded."
-    from poetry_iter.engines.weights import load_tokenizer
+    if spec.engine == "llamacpp": from poetry_iter.engines.llamacpp import load_gguf_tokenizer as load
+    else: from poetry_iter.engines.weights import load_tokenizer as load
 
-    tokenizer, context = load_tokenizer(spec.where)
+    tokenizer, context = load(spec.where)
     return get_renderer(spec.renderer, tokenizer), context
