@@ -164,7 +164,8 @@ def trained_with(spec: ModelSpec) -> dict:
     "What a model's adapter was made with: base, renderer, step, contracts …; empty where there is none, or nothing says so."
     from poetry_iter.engines.weights import made_with
 
-    return made_with(spec.adapter) if spec.adapter else {}
+    where = spec.adapter or (spec.where if spec.name.endswith(".gguf") else "")
+    return made_with(where) if where else {}
 
 def identity_of(spec: ModelSpec) -> str:
     "What the weights of a model are, by its files: the base's hash, the adapter's, and the renderer's name."

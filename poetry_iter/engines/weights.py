@@ -101,7 +101,11 @@ def _hash_of_ends(name: str | Path, size: int = 2**20) -> str:
 ADAPTER = "adapter_model.safetensors"
 
 def made_with(path: str | Path) -> dict:
-    "What a checkpoint was made with: base, base_hash, renderer, step, contracts …; empty where nothing says so."
+    "What a checkpoint or a GGUF file was made with: base, base_hash, renderer, step, contracts …; empty where nothing says so."
+    if Path(path).suffix == ".gguf":
+        from poetry_iter.engines.gguf import read_gguf
+
+        return read_gguf(path).made_with
     file = Path(path) / "made_with.json"
     return read_json(file) if file.exists() else {}
 
