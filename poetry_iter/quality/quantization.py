@@ -72,8 +72,8 @@ class Reference:
         self,
         lm: Any,  # a `Scorer`
         examples: list[Example],
-        answers: int = 16,  # examples whose prompts are answered
-        tokens: int = 128,  # longest answer
+        answers: int = 12,  # examples whose prompts are answered
+        tokens: int = 64,  # longest greedy answer; a drawn one may be four times as long
         positions: int = 20_000,  # that are kept at the most
         seed: int = 0,
     ):
