@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'ModelSpec', 'Can', 'EngineKind', 'get_engine', 'require', 'Sampling', 'Checkpoint', 'Trained', 'spec_of',
-           'trained_with', 'identity_of', 'Engine', 'open_engine', 'open_renderer']
+           'trained_with', 'spec_named', 'identity_of', 'Engine', 'open_engine', 'open_renderer']
 
 # %% ../nbs/lib/03_engine.ipynb #7dec3f38
 import importlib
@@ -166,6 +166,16 @@ def trained_with(spec: ModelSpec) -> dict:
 
     where = spec.adapter or (spec.where if spec.name.endswith(".gguf") else "")
     return made_with(where) if where else {}
+
+def spec_named(
+    name: str,  # a folder, a name on the hub, a GGUF file, or MODEL.gguf+ADAPTER.gguf
+    **changes,  # other fields of the `ModelSpec`
+) -> ModelSpec:
+    "The model that a name means; a GGUF file comes with its engine, and with the renderer that it was made with."
+    if not name.endswith(".gguf"): return ModelSpec(**{"name": name, **changes})
+    base, plus, adapter = name.partition(".gguf+")
+    spec = ModelSpec(name=base + ".gguf" if plus else name, adapter=adapter or None, engine="llamacpp")
+    return replace(spec, **{"renderer": trained_with(spec).get("renderer", "chat"), **changes})
 
 def identity_of(spec: ModelSpec) -> str:
     "What the weights of a model are, by its files: the base's hash, the adapter's, and the renderer's name."

@@ -9,7 +9,6 @@ __all__ = ['ADJECTIVES', 'POETS', 'VERSIONED', 'PLAN_TYPE', 'run_name', 'MetricR
 
 # %% ../nbs/lib/08_runs.ipynb #5253b1ac
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence

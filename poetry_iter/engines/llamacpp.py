@@ -10,6 +10,7 @@ __all__ = ['QUANTS', 'llama_cpp', 'GgufTokenizer', 'OpenFile', 'open_gguf', 'clo
 # %% ../../nbs/lib/engines/12_llamacpp.ipynb #21357d78
 import ctypes
 import importlib
+import sys
 import threading
 import unicodedata
 from collections import deque
@@ -31,14 +32,15 @@ from ..renderers import Completion, Example, Renderer, compile_template, get_ren
 
 # %% ../../nbs/lib/engines/12_llamacpp.ipynb #059eafc3
 _SAID: deque[str] = deque(maxlen=40)  # what the library told last
+_HEARD: list[Any] = []  # who listens to it: the library holds no reference
 
 def llama_cpp() -> Any:
     "The bindings of llama.cpp, ready; raises `UserError` where they are not installed."
     try: library = importlib.import_module("llama_cpp")
     except ImportError as e: raise UserError("engine llamacpp: llama-cpp-python is not installed, and GGUF files cannot be run without it: pip install 'poetry_iter[llamacpp]' (built from source, about ten minutes); engine transformers runs the checkpoint itself") from e
-    if not hasattr(llama_cpp, "heard"):
-        setattr(llama_cpp, "heard", library.llama_log_callback(lambda level, text, _: _SAID.append(text.decode("utf-8", "replace").strip())))  # kept: the library holds no reference
-        library.llama_log_set(getattr(llama_cpp, "heard"), None)
+    if not _HEARD:
+        _HEARD.append(library.llama_log_callback(lambda level, text, _: _SAID.append(text.decode("utf-8", "replace").strip())))
+        library.llama_log_set(_HEARD[0], None)
         library.llama_backend_init()
     return library
 
@@ -58,6 +60,7 @@ class GgufTokenizer:
         values, self._vocabulary, self._library = head.values, vocabulary, llama_cpp()
         self.name_or_path, self.chat_template = str(head.path), values.get("tokenizer.chat_template")
         self._tokens: list[str] = values.get("tokenizer.ggml.tokens", [])
+        self._ids = {t: i for i, t in enumerate(self._tokens)}
         kinds = values.get("tokenizer.ggml.token_type", [])
         self.added_tokens_decoder = {i: SimpleNamespace(content=self._tokens[i], special=kind == 3) for i, kind in enumerate(kinds) if kind in (3, 4)}
         self.all_special_ids = [i for i, t in self.added_tokens_decoder.items() if t.special]
@@ -69,7 +72,7 @@ class GgufTokenizer:
     @property
     def bos_token_id(self) -> int | None: return self._bos if self._adds_bos else None
 
-    def get_vocab(self) -> dict[str, int]: return {t: i for i, t in enumerate(self._tokens)}
+    def get_vocab(self) -> dict[str, int]: return self._ids
 
     def __call__(self, text: str): return SimpleNamespace(input_ids=self.encode(text))
 
@@ -303,14 +306,14 @@ class LlamaCpp:
 
     def __init__(self, spec: ModelSpec):
         self.spec, self._cells, self._lock = spec, None, threading.RLock()
-        self.file = open_gguf(spec.name, gpu=spec.device != "cpu")
+        self.file: Any = open_gguf(spec.name, gpu=spec.device != "cpu")  # an `OpenFile`; None when it was closed
         try:
             self.adapter = gguf_adapter(self.file, spec.adapter) if spec.adapter else None
             self._check_renderer()
             self.tokenizer = self.file.tokenizer
             self._renderer = get_renderer(spec.renderer, self.tokenizer)
         except BaseException:
-            close_gguf(self.file)
+            self.close()
             raise
 
     def _check_renderer(self) -> None:
@@ -343,18 +346,22 @@ class LlamaCpp:
         "Let go of the context, and of the file where nobody else uses it."
         with self._lock:
             if self._cells: self._cells.close()
-            if self.file.users > 0: close_gguf(self.file)
-            self._cells = None
+            if self.file: close_gguf(self.file)
+            self._cells = self.file = None
+
+    def __del__(self):
+        if not sys.is_finalizing() and getattr(self, "file", None): self.close()
 
     def using(self, renderer: str) -> "LlamaCpp":
         "The same weights through another renderer."
         other = LlamaCpp.__new__(LlamaCpp)
-        other.__dict__.update(self.__dict__)
-        other._renderer = get_renderer(renderer, self.tokenizer)
+        other.__dict__.update(self.__dict__, _cells=None, _lock=threading.RLock(), _renderer=get_renderer(renderer, self.tokenizer))
+        with _DOOR: self.file.users += 1
         return other
 
     def cells(self, tokens: int, rows: int) -> Cells:
         "A context with room for so much; the one that is there, where it is large enough."
+        if not self.file: raise RuntimeError(f"{self.spec.name} was closed")
         if self._cells and (self._cells.tokens < tokens or self._cells.rows < rows):
             self._cells.close()
             self._cells = None

@@ -218,7 +218,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("request", help="as \"a poem about winter light\"")
     p.add_argument("--form", default="", help="sonnet, villanelle, ballad, haiku …: its verse is measured for the critique")
     p.add_argument("--run", metavar="NAME", help="whose educator and poet work (default: the newest of the workshop)")
-    p.add_argument("--model", help="a folder or a name on the hub, for both parts, in place of a run")
+    p.add_argument("--model", help="a folder, a name on the hub or a GGUF file (or EDUCATOR.gguf,POET.gguf), in place of a run")
     p.add_argument("--revisions", type=int, default=3, help="at the most (default: %(default)s)")
     p.add_argument("--tokens", type=int, default=1000, help="of the longest answer of each step (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,6 @@ __all__ = ['ODD', 'LINE', 'TokenCheck', 'compare_tokens', 'Scorer', 'targets_of'
 import math
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -72,7 +71,8 @@ class Reference:
         self,
         lm: Any,  # a `Scorer`
         examples: list[Example],
-        answers: int = 12,  # examples whose prompts are answered
+        prompts: list[list[int]] | None = None,  # that are answered; default: those of the examples, each once
+        answers: int = 12,  # prompts that are answered at the most
         tokens: int = 64,  # longest greedy answer; a drawn one may be four times as long
         positions: int = 20_000,  # that are kept at the most
         seed: int = 0,
@@ -83,7 +83,7 @@ class Reference:
         self.examples = examples[: max(1, int((sizes <= positions).sum()))]
         self.kept = np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=(int(sizes[len(self.examples) - 1]), first.shape[1]))
         for e, end in zip(self.examples, sizes): self.kept[end - len(targets_of(e)) : end] = lm.log_probs(e)
-        self.asked = [prompt_of(e) for e in self.examples[:answers]]
+        self.asked = [list(p) for p in dict.fromkeys(map(tuple, prompts or map(prompt_of, self.examples)))][:answers]
         self.greedy, self.ends = greedy_answers(lm, self.asked, tokens), share_ended(lm, self.asked, tokens, seed)
 
     def rows(self):

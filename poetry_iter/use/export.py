@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,12 @@ from ..core import UserError, locate, read_json, workplace, write_json
 from ..display import write_report
 from ..engine import ENGINES, Checkpoint, ModelSpec, open_engine, open_renderer, spec_of, trained_with
 from ..engines.converter import to_gguf
-from ..engines.gguf import gguf_package, read_gguf, write_adapter_gguf, write_gguf
+from ..engines.gguf import gguf_package, read_gguf, write_adapter_gguf
 from ..engines.llamacpp import QUANTS, fallbacks, quantize_gguf, quantized_size
 from ..engines.merging import base_folder, merge_adapter, merged_size
 from ..engines.weights import check_adapter, model_hash
 from ..poems import Poem, load_poems
-from ..quality.quantization import LINE, Certificate, QuantRow, Reference, certificate_picture, certificate_table, choose_quant, compare_tokens, measure_file, targets_of
+from ..quality.quantization import LINE, Certificate, QuantRow, Reference, certificate_picture, certificate_table, choose_quant, compare_tokens, measure_file, prompt_of, targets_of
 from ..renderers import Chat, Example, Renderer
 from ..runs import Run, find_run
 
@@ -86,6 +85,7 @@ class ExportJob:
     task: str  # educator, poet, loop-round_002 …, or base
     spec: ModelSpec  # base, adapter and renderer, as they were trained
     examples: list[Example] = field(repr=False)  # held out
+    prompts: list[list[int]] = field(default_factory=list, repr=False)  # that are answered
     source: str = ""  # where these are from
     facts: dict = field(default_factory=dict, repr=False)  # kept in the file
 
@@ -119,7 +119,9 @@ def _job(task, spec, run, checkpoint, poems, most, facts) -> ExportJob:
     examples, source = held_out_examples(render, run, checkpoint, poems)
     fitting = [e for e in examples if len(e) <= context and targets_of(e)]
     if not fitting: raise UserError(f"{source}: no held-out text of at most {context} tokens; name poems with --poems")
-    return ExportJob(task, spec, fitting[:most], source, facts)
+    prompts = list(dict.fromkeys(tuple(prompt_of(e)) for e in fitting))[:12]
+    more = [render.describe(p) for p in shipped_poems()[: 12 - len(prompts)]]  # where all texts have one prompt
+    return ExportJob(task, spec, fitting[:most], [*map(list, prompts), *more], source, facts)
 
 # %% ../../nbs/lib/use/01_export.ipynb #54f0af51
 Say = Callable[[str], None]
@@ -134,7 +136,7 @@ def certify(
     "Measure the files of a job until one passes; `chosen` is None where none may."
     checked, base = compare_tokens(open_renderer(job.spec)[0], open_renderer(file_of("F16"))[0], shipped_poems()), base_label(job.spec.name)
     lm = open_engine(job.spec)
-    reference = Reference(lm, job.examples)
+    reference = Reference(lm, job.examples, job.prompts)
     lm.close()
     losses = [-x[range(len(x)), targets_of(e)] for e, x in reference.rows()]
     tokens = sum(map(len, losses))
@@ -142,7 +144,7 @@ def certify(
 
     def measure(quant: str) -> QuantRow:
         lm = open_engine(file_of(quant))
-        try: row = measure_file(reference, lm, quant)
+        try: row = measure_file(reference, lm, quant, LINE)
         finally: lm.close()
         say(f"{job.stem} {quant}: perplexity {row['ratio']:.4f} times the trained model's, KL {row['kl']:.5f}, same top token {row['top']:.3f}" + (f"; {row['why']}" if row["why"] else ""))
         return row
@@ -227,10 +229,14 @@ def export_merged(
         if not certified: return {"task": job.task, "file": _placed(make(quants[0]), stem, quants[0]), "adapter": None, "certificate": None}
         found = certify(job, quants, lambda q: ModelSpec(name=str(make(q)), engine="llamacpp", renderer=job.spec.renderer), quant == "all", say)
         keep = [r["quant"] for r in found["rows"] if quant == "all" and not r["why"]] if found["chosen"] else []
-        keep_certificate(found, stem.with_name(f"{stem.name}-{found['chosen'] or quants[0]}"), {p.stem: read_gguf(p).types for p in sorted(work.glob("*.gguf"))})
+        keep_certificate(found, stem.with_name(f"{stem.name}-{found['chosen'] or quants[0]}"), {"F16" if p == f16 else p.stem: read_gguf(p).types for p in sorted(work.glob("*.gguf"))})
         for q in keep: _placed(make(q), stem, q) if q != found["chosen"] else None
         return {"task": job.task, "file": _placed(make(found["chosen"]), stem, found["chosen"]) if found["chosen"] else None, "adapter": None, "certificate": found}
     finally: shutil.rmtree(work, ignore_errors=True)
+
+def _on_base(make: Callable[[str], Path], adapter: Path, renderer: str) -> Callable[[str], ModelSpec]:
+    "An adapter on the base of a quantization."
+    return lambda quant: ModelSpec(name=str(make(quant)), adapter=str(adapter), engine="llamacpp", renderer=renderer)
 
 def _maker(f16: Path, work: Path) -> Callable[[str], Path]:
     "What makes the file of a quantization, once."
@@ -249,7 +255,7 @@ def _placed(path: Path, stem: Path, quant: str) -> Path:
 # %% ../../nbs/lib/use/01_export.ipynb #b3528b8c
 def export_adapters(
     jobs: list[ExportJob],  # of one base
-    out: Path,
+    out: Path,  # folder
     quant: str = "Q4_K_M",
     certified: bool = True,
     say: Say = lambda line: None,
@@ -269,11 +275,10 @@ def export_adapters(
         made = {j.task: write_adapter_gguf(str(j.spec.adapter), base_folder(base), work / f"{j.stem}-adapter.gguf", j.spec.renderer, j.facts) for j in jobs}
         make, found, chosen = _maker(f16, work), {}, quants[0]
         while certified:
-            file_of = lambda j: lambda q: ModelSpec(name=str(make(q)), adapter=str(made[j.task]), engine="llamacpp", renderer=j.spec.renderer)
-            found = {j.task: certify(j, quants_from(chosen), file_of(j), False, say) for j in jobs}
+            found = {j.task: certify(j, quants_from(chosen), _on_base(make, made[j.task], j.spec.renderer), False, say) for j in jobs}
             passed = [c["chosen"] for c in found.values()]
             if None in passed or set(passed) == {chosen}: break
-            chosen = max((q for q in passed if q), key=list(QUANTS).index)
+            chosen = max(filter(None, passed), key=list(QUANTS).index)
         for j in jobs:
             if found: keep_certificate(found[j.task], out / f"{j.stem}-adapter", {f"{label}-base-{chosen}": read_gguf(make(chosen)).types})
         if found and any(c["chosen"] is None for c in found.values()): return [{"task": j.task, "file": None, "adapter": None, "certificate": found[j.task]} for j in jobs]
