@@ -7,6 +7,7 @@ __all__ = ['TENSOR_TYPES', 'GgufHead', 'read_gguf', 'cannot_write', 'renderer_va
            'write_all', 'write_adapter_gguf']
 
 # %% ../../nbs/lib/engines/11_gguf.ipynb #367f0a9a
+import errno
 import importlib
 import json
 import math
@@ -214,6 +215,7 @@ def write_all(w, tensors) -> None:
         w.write_kv_data_to_file()
         w.write_ti_data_to_file()
         for x in tensors: w.write_tensor_data(np.ascontiguousarray(x))
+    except OSError as e: raise OSError(e.errno or errno.ENOSPC, e.strerror or "the disk is full") from e  # numpy says how much it wrote, and not why
     finally: w.close()
 
 # %% ../../nbs/lib/engines/11_gguf.ipynb #1b72c213

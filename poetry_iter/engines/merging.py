@@ -81,6 +81,7 @@ def merge_adapter(
     renderer: str | None = None,  # that the adapter is to be used with
 ) -> Path:
     "Write a base with its adapter as one model of 16 bit; raises `UserError` when they do not belong together."
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     source = base_folder(base)
@@ -89,7 +90,10 @@ def merge_adapter(
     if gone := layers.keys() - there: raise UserError(f"adapter {adapter}: the base {base} has no layer {min(gone)}; name its own base")
     with write_whole(out, merged_size(base)) as folder:
         folder.mkdir()
-        for file in weight_files(source): save_file({name: _merged(name, x, layers, scale) for name, x in read_tensors(file)}, folder / file.name, {"format": "pt"})
+        for file in weight_files(source):
+            merged = {name: _merged(name, x, layers, scale) for name, x in read_tensors(file)}
+            try: save_file(merged, folder / file.name, {"format": "pt"})
+            except SafetensorError as e: raise UserError(f"cannot write {out}: {first_line(e)}; nothing was changed. Free some space or name another place") from e
         for file in source.iterdir():
             if file.suffix in (".json", ".jinja", ".txt", ".model") and file.name != "config.json": shutil.copy(file, folder / file.name)
         write_json(folder / "config.json", {**read_json(source / "config.json"), "dtype": "float16"})
