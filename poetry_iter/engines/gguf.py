@@ -93,7 +93,7 @@ def read_gguf(path: str | Path) -> GgufHead:
             version, tensors, values = struct.unpack("<IQQ", f.read(20))
             if version not in (2, 3): raise UserError(f"{path}: GGUF of version {version}, where 2 or 3 was expected; make it again with a newer llama.cpp")
             if max(tensors, values) > 1 << 20: raise ValueError
-            known = {_text(f): _value(f, _read(f, "<I")) for _ in range(values)}
+            known: dict[str, Any] = {_text(f): _value(f, _read(f, "<I")) for _ in range(values)}
             found = {_text(f): (tuple(_read(f, "<Q") for _ in range(_read(f, "<I"))), _read(f, "<I"), _read(f, "<Q")) for _ in range(tensors)}
             step = known.get("general.alignment", 32)
             head = GgufHead(path, known, found, -(-f.tell() // step) * step)

@@ -64,7 +64,7 @@ class GgufTokenizer:
         kinds = values.get("tokenizer.ggml.token_type", [])
         self.added_tokens_decoder = {i: SimpleNamespace(content=self._tokens[i], special=kind == 3) for i, kind in enumerate(kinds) if kind in (3, 4)}
         self.all_special_ids = [i for i, t in self.added_tokens_decoder.items() if t.special]
-        self._normal = values.get("poetry_iter.normalizer") or {"qwen2": "NFC"}.get(values.get("tokenizer.ggml.pre", ""))
+        self._normal: Any = values.get("poetry_iter.normalizer") or {"qwen2": "NFC"}.get(values.get("tokenizer.ggml.pre", ""))
         self._bos, self.eos_token_id, self.pad_token_id = (values.get(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos", "padding"))
         self._adds_bos = bool(values.get("tokenizer.ggml.add_bos_token", False))
         self._template: Any = compile_template(self.chat_template) if self.chat_template else None
@@ -86,13 +86,12 @@ class GgufTokenizer:
 
     def decode(self, tokens: list[int], **_) -> str:
         "Text of tokens, special ones spelled out."
-        size = 64 + 16 * len(tokens)
-        for _ in range(2):
-            room = ctypes.create_string_buffer(size)
-            n = self._library.llama_detokenize(self._vocabulary, (ctypes.c_int32 * len(tokens))(*tokens), len(tokens), room, size, False, True)
-            if n >= 0: break
-            size = -n
-        return room.raw[: max(n, 0)].decode("utf-8", "replace")
+        raw, n = b"", 64 + 16 * len(tokens)
+        while len(raw) < n:
+            room = ctypes.create_string_buffer(n)
+            said = self._library.llama_detokenize(self._vocabulary, (ctypes.c_int32 * len(tokens))(*tokens), len(tokens), room, n, False, True)
+            raw, n = room.raw, abs(said)  # less than nothing: how much room it wants
+        return raw[:n].decode("utf-8", "replace")
 
     def apply_chat_template(self, messages: list, tokenize: bool = False, **kwargs) -> str:
         "A conversation as the file's template writes it."
