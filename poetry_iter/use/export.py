@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..core import UserError, locate, read_json, workplace, write_json
-from ..display import write_report
 from ..engine import ENGINES, Checkpoint, ModelSpec, open_engine, open_renderer, spec_of, trained_with
 from ..engines.converter import to_gguf
 from ..engines.gguf import gguf_package, read_gguf, write_adapter_gguf
@@ -28,6 +27,7 @@ from ..engines.weights import check_adapter, model_hash
 from ..poems import Poem, load_poems
 from ..quality.quantization import LINE, Certificate, QuantRow, Reference, certificate_picture, certificate_table, choose_quant, compare_tokens, measure_file, prompt_of, targets_of
 from ..renderers import Chat, Example, Renderer
+from ..reports import write_report
 from ..runs import Run, find_run
 
 # %% ../../nbs/lib/use/01_export.ipynb #9cb3b42c
@@ -119,8 +119,8 @@ def _job(task, spec, run, checkpoint, poems, most, facts) -> ExportJob:
     examples, source = held_out_examples(render, run, checkpoint, poems)
     fitting = [e for e in examples if len(e) <= context and targets_of(e)]
     if not fitting: raise UserError(f"{source}: no held-out text of at most {context} tokens; name poems with --poems")
-    prompts = list(dict.fromkeys(tuple(prompt_of(e)) for e in fitting))[:12]
-    more = [render.describe(p) for p in shipped_poems()[: 12 - len(prompts)]]  # where all texts have one prompt
+    prompts = list(dict.fromkeys(tuple(prompt_of(e)) for e in fitting))[: min(12, most)]
+    more = [render.describe(p) for p in shipped_poems()[: min(12, most) - len(prompts)]]  # where all texts have one prompt
     return ExportJob(task, spec, fitting[:most], [*map(list, prompts), *more], source, facts)
 
 # %% ../../nbs/lib/use/01_export.ipynb #54f0af51
@@ -170,7 +170,7 @@ def keep_certificate(
     ending = ".certificate" if found["chosen"] else ".failed"
     verdict = f"{found['chosen']} passes" if found["chosen"] else f"fails: {found['why']}"
     said = f"{found['examples']} held-out texts of {found['tokens']:,} tokens ({found['poems']}); {found['checked']['texts']} texts and {found['checked']['prompts']} prompts were tokenized twice, {len(found['checked']['differ'])} differ. {found['why']}"
-    write_report(stem.with_name(stem.name + ending + ".html"), f"{stem.name}: {verdict}", [("Beside the trained model", said, certificate_table(found["rows"]), certificate_picture(found["rows"], found["line"]))])
+    write_report(stem.with_name(stem.name + ending + ".html"), stem.name, [("Beside the trained model", said, certificate_table(found["rows"]), certificate_picture(found["rows"], found["line"]))], verdict)
     return write_json(stem.with_name(stem.name + ending + ".json"), {**found, "types": types or {}})
 
 # %% ../../nbs/lib/use/01_export.ipynb #4b1ba684
