@@ -28,7 +28,7 @@ def rate(lm, prompts, clients, tokens):
 
 
 def measure(name, tokens):
-    "In a process of its own: both rates, the memory that the model took, and the peak."
+    "In a process of its own: both rates, the memory that the model took with the libraries it loads, and the peak."
     import psutil
 
     before, lm = psutil.Process().memory_info().rss, open_engine(spec_named(name))
@@ -63,7 +63,7 @@ def main():
             for name, model in models.items():
                 command = [sys.executable, __file__, "--measure", model, "--tokens", str(args.tokens)]
                 rows[name].append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
-    print(f"{'':<18} tokens/s, one client (clock)   eight clients (clock)   MiB of the model   peak")
+    print(f"{'':<18} tokens/s, one client (clock)   eight clients (clock)   MiB with libraries   peak")
     for name, found in rows.items():
         print(
             f"{name:<18} {of(found, '1', 'cpu'):10.0f} ({of(found, '1', 'wall'):.0f}) {of(found, '8', 'cpu'):20.0f} ({of(found, '8', 'wall'):.0f})"

@@ -35,8 +35,9 @@ class ModelSpec:
         known = get_engine(self.engine)
         if self.load_in_4bit and not known.can.load_in_4bit:
             raise UserError(f"load_in_4bit needs engine: {' or '.join(n for n, e in ENGINES.items() if e.can.load_in_4bit)}, found engine: {self.engine}")
-        if self.name.endswith(".gguf") != (self.engine == "llamacpp"):
-            raise UserError(f"model {self.name}: " + ("engine llamacpp runs a GGUF file; `poetry-iter export` makes one" if self.engine == "llamacpp" else f"a GGUF file needs engine: llamacpp, found engine: {self.engine}"))
+        gguf = self.name.endswith(".gguf")
+        if self.engine == "llamacpp" and not gguf: raise UserError(f"model {self.name}: engine llamacpp runs a GGUF file; `poetry-iter export` makes one")
+        if gguf and known.can.one_process and self.engine != "llamacpp": raise UserError(f"model {self.name}: a GGUF file needs engine: llamacpp, found engine: {self.engine}")
 
     def on(
         self,
