@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'ModelSpec', 'Can', 'EngineKind', 'get_engine', 'require', 'Sampling', 'Checkpoint', 'Trained', 'spec_of',
-           'trained_with', 'identity_of', 'Engine', 'open_engine', 'open_renderer']
+           'trained_with', 'spec_named', 'identity_of', 'Engine', 'open_engine', 'open_renderer']
 
 # %% ../nbs/lib/03_engine.ipynb #7dec3f38
 import importlib
@@ -37,6 +37,9 @@ class ModelSpec:
         known = get_engine(self.engine)
         if self.load_in_4bit and not known.can.load_in_4bit:
             raise UserError(f"load_in_4bit needs engine: {' or '.join(n for n, e in ENGINES.items() if e.can.load_in_4bit)}, found engine: {self.engine}")
+        gguf = self.name.endswith(".gguf")
+        if self.engine == "llamacpp" and not gguf: raise UserError(f"model {self.name}: engine llamacpp runs a GGUF file; `poetry-iter export` makes one")
+        if gguf and known.can.one_process and self.engine != "llamacpp": raise UserError(f"model {self.name}: a GGUF file needs engine: llamacpp, found engine: {self.engine}")
 
     def on(
         self,
@@ -47,8 +50,8 @@ class ModelSpec:
 
     @property
     def where(self) -> str:
-        "The folder of the base from the root, or its name on the hub."
-        return str(locate(self.name)) if locate(self.name).is_dir() else self.name
+        "The folder or file of the base from the root, or its name on the hub."
+        return str(locate(self.name)) if locate(self.name).exists() else self.name
 
     def __str__(self):
         parts = [self.name, self.adapter and f"adapter {self.adapter}", "4 bit" if self.load_in_4bit else "", "" if self.engine == "transformers" else self.engine, self.base_url]
@@ -74,6 +77,7 @@ class EngineKind:
     can: Can
     packages: tuple[str, ...] = ()  # that it needs
     without: str = ""  # what one goes without where they are missing
+    install: str = ""  # how they are had
     asked: bool = False  # `can` is the most; what it is, the open engine says
 
     @property
@@ -89,6 +93,8 @@ ENGINES = {
                           ("torch", "unsloth"), "no QLoRA"),
     "completions": EngineKind("poetry_iter.engines.completions:Completions", Can(scores=True, trains=True, streams=True), ("openai",), "no model on a server", asked=True),
     "ray": EngineKind("poetry_iter.engines.ray:Ray", Can(scores=True, trains=True, exact=True), ("ray", "torch", "transformers", "peft", "trl"), "one process describes and scores"),
+    "llamacpp": EngineKind("poetry_iter.engines.llamacpp:LlamaCpp", Can(scores=True, streams=True, one_process=True), ("llama_cpp",), "no GGUF files: exports cannot be made smaller, certified or run",
+                           "pip install 'poetry_iter[llamacpp]' (built from source, about ten minutes)"),
 }
 
 def get_engine(name: str) -> EngineKind:
@@ -108,7 +114,8 @@ def require(
         others = [n for n, e in ENGINES.items() if n != name and not e.asked and all(getattr(e.can, a) for a in abilities)]
         why = "; ".join(w for a in lacks if (w := getattr(engine, "why", {}).get(a)))
         raise UserError(f"engine {name}: {what} needs one that {' and '.join(lacks)}; {' or '.join(others) or 'none here'} can{why and f' ({why})'}")
-    if kind.missing: raise UserError(f"engine {name}: {', '.join(kind.missing)} is not installed; `poetry-iter check` says what there is")
+    if kind.missing: raise UserError(f"engine {name}: {', '.join(kind.missing)} is not installed" + (f": {kind.install}" if kind.install else "") + "; `poetry-iter check` says what there is")
+
 
 # %% ../nbs/lib/03_engine.ipynb #f99704c7
 @dataclass(frozen=True)
@@ -166,7 +173,18 @@ def trained_with(spec: ModelSpec) -> dict:
     "What a model's adapter was made with: base, renderer, step, contracts …; empty where there is none, or nothing says so."
     from poetry_iter.engines.weights import made_with
 
-    return made_with(spec.adapter) if spec.adapter else {}
+    where = spec.adapter or (spec.where if spec.name.endswith(".gguf") else "")
+    return made_with(where) if where else {}
+
+def spec_named(
+    name: str,  # a folder, a name on the hub, a GGUF file, or MODEL.gguf+ADAPTER.gguf
+    **changes,  # other fields of the `ModelSpec`
+) -> ModelSpec:
+    "The model that a name means; a GGUF file comes with its engine, and with the renderer that it was made with."
+    if not name.endswith(".gguf"): return ModelSpec(**{"name": name, **changes})
+    base, plus, adapter = name.partition(".gguf+")
+    spec = ModelSpec(name=base + ".gguf" if plus else name, adapter=adapter or None, engine="llamacpp")
+    return replace(spec, **{"renderer": trained_with(spec).get("renderer", "chat"), **changes})
 
 def identity_of(spec: ModelSpec) -> str:
     "What the weights of a model are, by its files: the base's hash, the adapter's, and the renderer's name."
@@ -249,7 +267,8 @@ def open_renderer(
     spec: ModelSpec,
 ) -> tuple[Renderer, int]:  # the renderer, and the model's context length in tokens
     "How a model is asked, without its weights: only its tokenizer is loaded."
-    from poetry_iter.engines.weights import load_tokenizer
+    if spec.engine == "llamacpp": from poetry_iter.engines.llamacpp import load_gguf_tokenizer as load
+    else: from poetry_iter.engines.weights import load_tokenizer as load
 
-    tokenizer, context = load_tokenizer(spec.where)
+    tokenizer, context = load(spec.where)
     return get_renderer(spec.renderer, tokenizer), context
