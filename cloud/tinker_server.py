@@ -20,8 +20,8 @@ from pathlib import Path
 import typing_extensions
 
 ENGINE = "skyrl.tinker.engine"
-HOME = Path("outputs/tinker")  # checkpoints, the table of requests, what was compiled
-DEFAULTS = {"base_model": "data/model", "backend": "jax", "checkpoints_base": str(HOME / "checkpoints"), "database_url": f"sqlite:///{(HOME / 'requests.db').resolve()}",
+HOME = Path("outputs/tinker").resolve()  # checkpoints, the table of requests, what was compiled
+DEFAULTS = {"base_model": "data/model", "backend": "jax", "checkpoints_base": str(HOME / "checkpoints"), "database_url": f"sqlite:///{HOME / 'requests.db'}",
             "backend_config": json.dumps({"max_lora_adapters": 8, "train_micro_batch_size": 8, "sample_max_num_sequences": 16})}
 
 
@@ -53,7 +53,7 @@ def serve() -> None:
 if __name__ == "__main__":
     if sys.version_info < (3, 12): typing.TypedDict = typing_extensions.TypedDict
     HOME.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((HOME / "compiled").resolve()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HOME / "compiled"))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if sys.argv[1:2] == [ENGINE]: sys.argv.pop(1); run_engine()
     else: serve()

@@ -1044,6 +1044,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                                                                       'poetry_iter/pipeline/health.py'),
                                              'poetry_iter.pipeline.health._files': ( 'lib/pipeline/health.html#_files',
                                                                                      'poetry_iter/pipeline/health.py'),
+                                             'poetry_iter.pipeline.health._services': ( 'lib/pipeline/health.html#_services',
+                                                                                        'poetry_iter/pipeline/health.py'),
                                              'poetry_iter.pipeline.health.check_health': ( 'lib/pipeline/health.html#check_health',
                                                                                            'poetry_iter/pipeline/health.py'),
                                              'poetry_iter.pipeline.health.find_package': ( 'lib/pipeline/health.html#find_package',
