@@ -37,9 +37,11 @@ from ..renderers import Completion, Example, Renderer, get_renderer
 PAID = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 TESTED = "0.22.7"  # of the client
 
-def tinker_address() -> tuple[str, str]:  # address, key
+def tinker_address(
+    url: str = "",  # default: TINKER_BASE_URL, or the paid service
+) -> tuple[str, str]:  # address, key
     "Where the service is, and the key to it; raises `UserError` when there is none."
-    url, key = os.environ.get("TINKER_BASE_URL") or PAID, known_keys().get("TINKER_API_KEY", "")
+    url, key = url or os.environ.get("TINKER_BASE_URL") or PAID, known_keys().get("TINKER_API_KEY", "")
     if urlsplit(url).scheme not in ("http", "https"): raise UserError(f"TINKER_BASE_URL: expected an address that begins with http:// or https://, found {url!r}")
     if not key and is_paid(url): raise UserError("engine tinker: no TINKER_API_KEY in the environment or in .env; set it, or name a server of your own in TINKER_BASE_URL")
     if key and not key.startswith(("tml-", "eyJ")): raise UserError("TINKER_API_KEY: a key begins with tml-; copy it again from the console")
@@ -133,8 +135,8 @@ _ENDED = re.compile(r"not loaded|session|expired|no longer|(model|future|checkpo
 class Service:
     "A session at a server, under a watch."
 
-    def __init__(self, url: str | None = None, key: str | None = None):
-        found = tinker_address() if url is None else (url, key or "tml-none")
+    def __init__(self, url: str = "", key: str = ""):
+        found = (url, key) if key else tinker_address(url)
         self.url, self.watch = found[0], Watch(found[0])
         try: import tinker
         except ImportError: raise UserError("engine tinker: its client is not installed: pip install 'poetry_iter[tinker]'") from None
@@ -257,7 +259,7 @@ class Tinker:
         self.made = remote_checkpoint(spec.adapter) if spec.adapter else {}
         for what, mine in (("base_hash", model_hash(spec.name)), ("renderer", spec.renderer)):
             if self.made.get(what, mine) != mine: raise UserError(f"adapter {spec.adapter}: made with the {what.partition('_')[0]} {self.made[what]!r}, asked for with {mine!r}")
-        self.service = Service()
+        self.service = Service(getattr(spec, "base_url", ""))
         models = self.service.models()
         self.base = next((n for n in (spec.name, spec.where) if n in models), "")
         if not self.base: raise UserError(f"model {spec.name}: {self.service.url} has none of that name; there are: {', '.join(sorted(models)) or 'none'}")
@@ -305,7 +307,7 @@ class Tinker:
 def sampler_of(engine: Tinker, anew: bool = False):
     "The client that samples; `anew` in a session of its own, from the saved state."
     if anew:
-        engine.service = Service()
+        engine.service = Service(engine.service.url)
         engine._sampler = None
         if engine.made: engine.made = {**engine.made, "sampler": save_sampler(engine.service, engine.service.call(engine.service.client.create_training_client_from_state, engine.made["uri"]), "again")}
     if engine._sampler is None:
@@ -408,9 +410,9 @@ def _train(engine, examples, settings, total_steps, before, made, work: Path, ou
             training = _training_client(engine, settings, before, saved)
             _steps(engine, training, examples, settings, total_steps, before.get("step", 0), saved, made["call"], work)
             break
-        except SessionEnded as e:
-            if last_try: raise SessionEnded(f"{first_line(e)} (step {len(read_jsonl(work / 'saves.jsonl', grows=True)) and read_jsonl(work / 'saves.jsonl')[-1]['step']} is saved)") from e
-            engine.service = Service()
+        except SessionEnded:
+            if last_try: raise
+            engine.service = Service(engine.service.url)
     rows = read_jsonl(work / "saves.jsonl")
     step = before.get("step", 0) + rows[-1]["step"]
     sampler = save_sampler(engine.service, training, _name(made["call"], step))
