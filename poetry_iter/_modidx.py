@@ -782,6 +782,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                                                                    'poetry_iter/engines/tinker.py'),
                                             'poetry_iter.engines.tinker._floats': ( 'lib/engines/tinker.html#_floats',
                                                                                     'poetry_iter/engines/tinker.py'),
+                                            'poetry_iter.engines.tinker._go_on': ( 'lib/engines/tinker.html#_go_on',
+                                                                                   'poetry_iter/engines/tinker.py'),
                                             'poetry_iter.engines.tinker._name': ( 'lib/engines/tinker.html#_name',
                                                                                   'poetry_iter/engines/tinker.py'),
                                             'poetry_iter.engines.tinker._steps': ( 'lib/engines/tinker.html#_steps',

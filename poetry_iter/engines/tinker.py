@@ -9,6 +9,7 @@ __all__ = ['PAID', 'TESTED', 'PRICED', 'TINKER_PRICES', 'tinker_address', 'is_pa
            'batches_of', 'check_remote', 'train_remotely']
 
 # %% ../../nbs/lib/engines/10_tinker.ipynb #a03c017a
+import importlib
 import logging
 import math
 import os
@@ -138,7 +139,7 @@ class Service:
     def __init__(self, url: str = "", key: str = ""):
         found = (url, key) if key else tinker_address(url)
         self.url, self.watch = found[0], Watch(found[0])
-        try: import tinker
+        try: tinker: Any = importlib.import_module("tinker")
         except ImportError: raise UserError("engine tinker: its client is not installed: pip install 'poetry_iter[tinker]'") from None
         os.environ.setdefault("TINKER_TELEMETRY", "0")
         logging.getLogger("tinker").setLevel(logging.CRITICAL)  # it says what the error says
@@ -329,7 +330,7 @@ def ask(engine: Tinker, jobs: dict[str, Any], send: Callable, read: Callable, pr
             sampler = sampler_of(engine, anew)
             take = lambda job, future: kept.keep(job[0], read(engine.service.wait(future)))
             with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=progress, disable=not progress, mininterval=1) as bar:
-                for _ in in_flight(missing, lambda job: send(sampler, job[1]), take): bar.update()
+                for _ in in_flight(missing, lambda job, sampler=sampler: send(sampler, job[1]), take): bar.update()
         except SessionEnded:
             if anew: raise
     return {key: kept.rows[key] for key in jobs}
@@ -404,15 +405,11 @@ def _train(engine, examples, settings, total_steps, before, made, work: Path, ou
     if not (work / "call.json").exists() or read_json(work / "call.json")["call"] != made["call"]:
         shutil.rmtree(work, ignore_errors=True)
         write_json(work / "call.json", {"call": made["call"]})
-    for last_try in (False, True):
-        saved = read_jsonl(work / "saves.jsonl", grows=True)
-        try:
-            training = _training_client(engine, settings, before, saved)
-            _steps(engine, training, examples, settings, total_steps, before.get("step", 0), saved, made["call"], work)
-            break
-        except SessionEnded:
-            if last_try: raise
-            engine.service = Service(engine.service.url)
+    go = lambda: _go_on(engine, examples, settings, total_steps, before, made["call"], work)
+    try: training = go()
+    except SessionEnded:
+        engine.service = Service(engine.service.url)
+        training = go()
     rows = read_jsonl(work / "saves.jsonl")
     step = before.get("step", 0) + rows[-1]["step"]
     sampler = save_sampler(engine.service, training, _name(made["call"], step))
@@ -421,6 +418,13 @@ def _train(engine, examples, settings, total_steps, before, made, work: Path, ou
     if out.exists(): shutil.rmtree(out)
     for file in ("call.json", "saves.jsonl"): (work / file).unlink()
     work.rename(out)
+
+def _go_on(engine, examples, settings, total_steps, before: dict, call: str, work: Path):
+    "Do the steps that no save has; gives back the training."
+    saved = read_jsonl(work / "saves.jsonl", grows=True)
+    training = _training_client(engine, settings, before, saved)
+    _steps(engine, training, examples, settings, total_steps, before.get("step", 0), saved, call, work)
+    return training
 
 def _name(call: str, step: int) -> str: return f"checkpoint-{call[:8]}-{step:06d}"
 
