@@ -45,8 +45,8 @@ def test_the_modal_app_calls_what_there_is():
 
 @pytest.mark.skipif(importlib.util.find_spec("modal") is None, reason="modal is not installed")
 def test_the_modal_app_imports():
-    said = subprocess.run([sys.executable, "-c", "import modal_app; print(sorted(modal_app.app.registered_functions))"], cwd=CLOUD, capture_output=True, text=True)
-    assert "work" in said.stdout, said.stderr
+    said = subprocess.run([sys.executable, "-c", "import modal_app; print(type(modal_app.work).__name__, type(modal_app.main).__name__)"], cwd=CLOUD, capture_output=True, text=True)
+    assert said.stdout.split() == ["Function", "LocalEntrypoint"], said.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sky") is None, reason="skypilot is not installed")
