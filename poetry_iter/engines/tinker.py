@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAID', 'TESTED', 'PRICED', 'TINKER_PRICES', 'tinker_address', 'is_paid', 'tinker_dollars', 'SessionEnded', 'Watch',
-           'client_version', 'watched', 'Service', 'shifted', 'target_losses', 'Answers', 'in_flight',
-           'remote_checkpoint', 'Tinker', 'sampler_of', 'save_sampler', 'ask', 'sample_remotely', 'score_remotely',
-           'batches_of', 'check_remote', 'train_remotely']
+           'client_version', 'Ear', 'Service', 'shifted', 'target_losses', 'Answers', 'in_flight', 'remote_checkpoint',
+           'Tinker', 'sampler_of', 'save_sampler', 'ask', 'sample_remotely', 'score_remotely', 'batches_of',
+           'check_remote', 'train_remotely']
 
 # %% ../../nbs/lib/engines/10_tinker.ipynb #a03c017a
 import importlib
@@ -89,7 +89,7 @@ class Watch:
 
     def saw(self, path: str, status: int, text: str = "") -> None:
         "An answer; status 0 when there was none."
-        if status: self.last = time.monotonic()
+        if status: self.last = time.monotonic(); self.refused.pop("", None)
         if 0 < status < 400: self.taken.add(path); self.refused.pop(path, None)
         elif status not in (408, 429): self.refused.setdefault(path, []).append((time.monotonic(), status, text))
 
@@ -113,22 +113,29 @@ def client_version() -> str:
     except metadata.PackageNotFoundError: return ""
 
 # %% ../../nbs/lib/engines/10_tinker.ipynb #9fb5312f
-def watched(watch: Watch):
-    "An `httpx` client that tells the watch what it sees."
-    import httpx
+class Ear(logging.Handler):
+    "Hears in the client's log what the server answers, and tells the watch."
 
-    class Transport(httpx.AsyncHTTPTransport):
-        async def handle_async_request(self, request):
-            path = request.url.path.removeprefix(urlsplit(watch.url).path)
-            try: response = await super().handle_async_request(request)
-            except httpx.TransportError as e:
-                watch.saw(path, 0, f"{type(e).__name__}: {first_line(e)}")
-                raise
-            if response.status_code >= 400: await response.aread()
-            watch.saw(path, response.status_code, response.text if response.status_code >= 400 else "")
-            return response
+    def __init__(self, watch: Watch):
+        super().__init__(logging.DEBUG)
+        self.watch, self.log = watch, logging.getLogger("tinker._base_client")
+        logging.getLogger("tinker").setLevel(logging.CRITICAL)  # it says what our error says
+        self.log.setLevel(logging.DEBUG)
+        self.log.propagate = False
+        self.log.addHandler(self)
 
-    return httpx.AsyncClient(transport=Transport(limits=httpx.Limits(max_connections=256)), timeout=httpx.Timeout(60, connect=5), follow_redirects=True)
+    def emit(self, record: logging.LogRecord) -> None:
+        "A line of the log."
+        said, args = str(record.msg), record.args if isinstance(record.args, tuple) else ()
+        if said.startswith("HTTP Response") and len(args) > 3 and str(args[1]).startswith(self.watch.url):
+            self.watch.saw(str(args[1]).removeprefix(self.watch.url), int(str(args[2])), str(args[3]))
+        elif said.startswith("Encountered") and record.exc_info and record.exc_info[1]:
+            self.watch.saw("", 0, f"{type(record.exc_info[1]).__name__}: {first_line(record.exc_info[1])}"[:120])
+
+    def close(self) -> None:
+        "Hear no more."
+        self.log.removeHandler(self)
+        super().close()
 
 # %% ../../nbs/lib/engines/10_tinker.ipynb #02e8eceb
 _ENDED = re.compile(r"not loaded|session|expired|no longer|(model|future|checkpoint) not found|\b410\b", re.I)
@@ -142,12 +149,11 @@ class Service:
         try: tinker: Any = importlib.import_module("tinker")
         except ImportError: raise UserError("engine tinker: its client is not installed: pip install 'poetry_iter[tinker]'") from None
         os.environ.setdefault("TINKER_TELEMETRY", "0")
-        logging.getLogger("tinker").setLevel(logging.CRITICAL)  # it says what the error says
-        self.types = tinker.types
-        self.client = self.call(tinker.ServiceClient, base_url=found[0], api_key=found[1], http_client=watched(self.watch))
+        self.types, self.ear = tinker.types, Ear(self.watch)
+        self.client = self.call(tinker.ServiceClient, base_url=found[0], api_key=found[1])
 
     def call(self, function: Callable, *args, **kwargs):
-        "The result of a call that blocks."
+        "The result of a call that blocks, or gives a future."
         future: Future = Future()
 
         def work():
@@ -155,7 +161,8 @@ class Service:
             except BaseException as e: future.set_exception(e)
 
         threading.Thread(target=work, daemon=True).start()
-        return self.wait(future)
+        found = self.wait(future)
+        return self.wait(found) if hasattr(found, "result") else found
 
     def wait(self, future, pause: float = 0.5):
         "The result of a future; raises `UserError` when there will be none."
@@ -184,6 +191,7 @@ class Service:
 
     def close(self) -> None:
         "End the session."
+        self.ear.close()
         self.client.holder.close()
 
 # %% ../../nbs/lib/engines/10_tinker.ipynb #8e48ff3d
@@ -308,6 +316,7 @@ class Tinker:
 def sampler_of(engine: Tinker, anew: bool = False):
     "The client that samples; `anew` in a session of its own, from the saved state."
     if anew:
+        engine.service.close()
         engine.service = Service(engine.service.url)
         engine._sampler = None
         if engine.made: engine.made = {**engine.made, "sampler": save_sampler(engine.service, engine.service.call(engine.service.client.create_training_client_from_state, engine.made["uri"]), "again")}
@@ -408,6 +417,7 @@ def _train(engine, examples, settings, total_steps, before, made, work: Path, ou
     go = lambda: _go_on(engine, examples, settings, total_steps, before, made["call"], work)
     try: training = go()
     except SessionEnded:
+        engine.service.close()
         engine.service = Service(engine.service.url)
         training = go()
     rows = read_jsonl(work / "saves.jsonl")
