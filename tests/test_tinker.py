@@ -133,13 +133,13 @@ def test_training_there(there, part, monkeypatch):
     "Scores as here; the loss falls; a call that goes on does as one that never stopped; a checkpoint opened again is the same; a session that has ended is begun anew."
     from poetry_iter.engines.tinker import Service
 
-    rows = examples(16)
+    rows = examples(8)
     lm, here = open_engine(ModelSpec(engine="tinker")), open_engine(ModelSpec())
     ours, theirs = here.token_losses(rows), lm.token_losses(rows)
     print(f"scores: here {mean(ours):.4f}, there {mean(theirs):.4f}, largest difference of a poem {max(abs(float(a.mean() - b.mean())) for a, b in zip(ours, theirs)):.4f}")
     assert abs(mean(ours) - mean(theirs)) < 0.02 and max(abs(float(a.mean() - b.mean())) for a, b in zip(ours, theirs)) < 0.02
 
-    how = Training(learning_rate=2e-3, learning_rate_end=1e-3, batch_size=4, micro_batch_size=4, lora_rank=8, in_order=True, saves=1)
+    how = Training(learning_rate=2e-3, learning_rate_end=1e-3, batch_size=2, micro_batch_size=2, lora_rank=8, in_order=True, saves=1)
     whole = train(lm, rows * 2, there / "whole", how, total_steps=8)
     other = open_engine(ModelSpec(engine="tinker"))
     half = train(other, rows, there / "half", how, total_steps=8)
@@ -164,7 +164,7 @@ def test_training_there(there, part, monkeypatch):
         forgotten.token_losses(rows[:1])
         for one in (other, forgotten): one.service.client.holder._session_heartbeat_task.cancel()
         time.sleep(90)
-        fresh = examples(18)[16:]
+        fresh = examples(10)[8:]
         print(f"after the session has ended: {mean(forgotten.token_losses(fresh)):.4f}")
 
 

@@ -130,7 +130,7 @@ class Ear(logging.Handler):
         if said.startswith("HTTP Response") and len(args) > 3 and str(args[1]).startswith(self.watch.url):
             self.watch.saw(str(args[1]).removeprefix(self.watch.url), int(str(args[2])), str(args[3]))
         elif said.startswith("Encountered") and record.exc_info and record.exc_info[1]:
-            self.watch.saw("", 0, f"{type(record.exc_info[1]).__name__}: {first_line(record.exc_info[1])}"[:120])
+            self.watch.saw("", 0, f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"[:120])
 
     def close(self) -> None:
         "Hear no more."
