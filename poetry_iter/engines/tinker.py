@@ -101,7 +101,7 @@ class Watch:
             if status in (401, 403): return f"{self.url} refuses the key in TINKER_API_KEY ({said}); copy it again from the console"
             if status == 402: return f"{self.url} wants to be paid first ({said}); look at the account, then start again: what is done is kept"
             if not status and now - self.last > (patience if self.taken else 8): return f"{self.url} does not answer ({text}); start the server, or set TINKER_BASE_URL"
-            if status and path not in self.taken and len(rows) > 2 and now - first > 2:
+            if status >= 500 and path not in self.taken and len(rows) > 2 and now - first > 2:  # the client itself gives up on the others
                 return f"{self.url} refuses {path} of the client tinker {client_version()} again and again ({said}): they do not speak alike; install tinker=={TESTED}, which was tested with skyrl 0.3.0, or a server as new as the client"
         return ""
 
