@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAID', 'TESTED', 'PRICED', 'TINKER_PRICES', 'tinker_address', 'is_paid', 'tinker_dollars', 'SessionEnded', 'Watch',
            'client_version', 'Ear', 'Service', 'shifted', 'target_losses', 'Answers', 'in_flight', 'remote_checkpoint',
-           'Tinker', 'sampler_of', 'save_sampler', 'ask', 'sample_remotely', 'score_remotely', 'batches_of',
+           'Tinker', 'sampler_of', 'save_sampler', 'answers_to', 'sample_remotely', 'score_remotely', 'batches_of',
            'check_remote', 'train_remotely']
 
 # %% ../../nbs/lib/engines/10_tinker.ipynb #a03c017a
@@ -329,7 +329,7 @@ def save_sampler(service: Service, training, name: str) -> str:  # its address
     "Keep the weights of a training where they can be sampled from."
     return service.wait(training.save_weights_for_sampler(name)).path
 
-def ask(engine: Tinker, jobs: dict[str, Any], send: Callable, read: Callable, progress: str) -> dict[str, Any]:
+def answers_to(engine: Tinker, jobs: dict[str, Any], send: Callable, read: Callable, progress: str) -> dict[str, Any]:
     "Answers to jobs by their hash: those that are kept, and the others asked for, many at a time."
     kept = Answers(f"{engine.service.url} {model_hash(engine.spec.name)} {engine.made.get('uri', '')}")
     for anew in (False, True):
@@ -361,7 +361,7 @@ def sample_remotely(engine: Tinker, prompts, end, n, sampling: Sampling, seeds, 
         return sampler.sample(prompt=types.ModelInput.from_ints(prompt), num_samples=n, sampling_params=how)
 
     read = lambda said: [[[int(t) for t in s.tokens], str(s.stop_reason)] for s in said.sequences]
-    found = ask(engine, dict(zip(keys, zip(prompts, seeds))), send, read, progress)
+    found = answers_to(engine, dict(zip(keys, zip(prompts, seeds))), send, read, progress)
     out = [[_completion(engine.tokenizer, tokens, reason, end) for tokens, reason in found[key]] for key in keys]
     if stream: stream(out[0][0].text)
     return out
@@ -377,7 +377,7 @@ def score_remotely(engine: Tinker, examples: list[Example], progress="") -> list
     types, keys = engine.service.types, [digest(["score", e.tokens]) for e in examples]
     send = lambda sampler, e: sampler.compute_logprobs(types.ModelInput.from_ints(e.tokens))
     read = lambda values: [None if v is None else float(np.float32(v)) for v in values]
-    found = ask(engine, dict(zip(keys, examples)), send, read, progress)
+    found = answers_to(engine, dict(zip(keys, examples)), send, read, progress)
     return [target_losses(found[key], e) for key, e in zip(keys, examples)]
 
 # %% ../../nbs/lib/engines/10_tinker.ipynb #16f4a15a
