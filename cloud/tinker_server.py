@@ -22,7 +22,7 @@ import typing_extensions
 ENGINE = "skyrl.tinker.engine"
 HOME = Path("outputs/tinker").resolve()  # checkpoints, the table of requests, what was compiled
 DEFAULTS = {"base_model": "data/model", "backend": "jax", "checkpoints_base": str(HOME / "checkpoints"), "database_url": f"sqlite:///{HOME / 'requests.db'}",
-            "backend_config": json.dumps({"max_lora_adapters": 8, "train_micro_batch_size": 8, "sample_max_num_sequences": 16})}
+            "backend_config": json.dumps({"max_lora_adapters": 16, "train_micro_batch_size": 8, "sample_max_num_sequences": 16})}
 
 
 def run_engine() -> None:
