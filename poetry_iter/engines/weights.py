@@ -110,8 +110,9 @@ def made_with(path: str | Path) -> dict:
     return read_json(file) if file.exists() else {}
 
 def adapter_hash(path: str | Path) -> str:
-    "What identifies an adapter's weights."
-    return file_hash(path if Path(path).is_file() else Path(path) / ADAPTER)
+    "What identifies an adapter's weights: a hash of them, or of the address where a service keeps them."
+    uri = str(path) if "://" in str(path) else made_with(path).get("uri")
+    return digest(uri) if uri else file_hash(path if Path(path).is_file() else Path(path) / ADAPTER)
 
 def check_adapter(
     path: str | Path,  # the adapter's folder
@@ -120,6 +121,7 @@ def check_adapter(
 ) -> dict:  # what it was made with
     "Raise `UserError` when a folder is no whole adapter, or was made with another base or renderer."
     path = Path(path)
+    if uri := made_with(path).get("uri"): raise UserError(f"adapter {path}: a service keeps its weights, at {uri}; open it with engine: {made_with(path)['engine']}")
     if not (path / "adapter_config.json").exists(): raise UserError(f"adapter {path}: no adapter_config.json there; name a checkpoint's folder")
     config, facts = read_json(path / "adapter_config.json"), made_with(path)
     if not isinstance(config, dict) or "r" not in config: raise UserError(f"adapter {path}: its adapter_config.json is none of LoRA's; name a checkpoint's folder")
