@@ -143,7 +143,7 @@ def _write(args):
     if args.out and ((workplace() / args.out).is_dir() or args.out.endswith("/")): raise UserError(f"--out {args.out}: a folder, where a file was expected; name a file in it, as {args.out.rstrip('/')}/poem.json")
     if args.out and (at := next((p for p in (workplace() / args.out).parents if p.exists()), None)) and not (at.is_dir() and os.access(at, os.W_OK)): raise UserError(f"--out {args.out}: {at} is no folder that can be written; name another place")
     swap = {"always": True, "never": False}.get(args.swap)
-    print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet)))
+    print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet, args.approve_at, args.best_draft)))
 
 def _ledger(args):
     from poetry_iter.teacher.ledger import ledger_main
@@ -157,9 +157,11 @@ def _verse(args):
     print(verse_main(args.file, args.json, color=sys.stdout.isatty()))
 
 def _judge(args):
-    from poetry_iter.critic.judgement import judge_main
+    from poetry_iter.critic.choice import judge_main
 
-    print(judge_main(args.file, not args.label_only, args.json))
+    told, who = judge_main(args.file, not args.label_only, args.json)
+    print(told)
+    print(plain(who, lines=False), file=sys.stderr)
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #f2da6768
 def parser() -> argparse.ArgumentParser:
@@ -214,6 +216,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tokens", type=int, default=1000, help="of the longest answer of each step (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--swap", choices=["auto", "always", "never"], default="auto", help="one model in memory at a time (default: when two do not fit)")
+    p.add_argument("--approve-at", type=float, default=0.0, metavar="P", help="the critic approves too: a draft is done at this P(good) of the judge that ships (default: off)")
+    p.add_argument("--best-draft", action="store_true", help="what nobody approved: the draft that the judge thinks clearly better, not the last")
     p.add_argument("--out", metavar="FILE", help="the record of the session, JSON (default: in outputs/sessions)")
     p.add_argument("--quiet", action="store_true", help="print the poem alone")
 
