@@ -361,6 +361,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                                                                                   'poetry_iter/critic/reinforcement.py')},
             'poetry_iter.critic.results': { 'poetry_iter.critic.results._markdown': ( 'lib/critic/results.html#_markdown',
                                                                                       'poetry_iter/critic/results.py'),
+                                            'poetry_iter.critic.results.dashes': ( 'lib/critic/results.html#dashes',
+                                                                                   'poetry_iter/critic/results.py'),
                                             'poetry_iter.critic.results.export_baseline': ( 'lib/critic/results.html#export_baseline',
                                                                                             'poetry_iter/critic/results.py'),
                                             'poetry_iter.critic.results.export_shipped': ( 'lib/critic/results.html#export_shipped',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAST', 'SHOWN', 'judge_folder', 'kept_rows', 'export_split', 'probability_rows', 'export_baseline', 'export_shipped',
-           'judge_all', 'judge_table', 'worst_errors', 'hard_slice', 'report_text', 'summarize_runs']
+           'judge_all', 'judge_table', 'dashes', 'worst_errors', 'hard_slice', 'report_text', 'summarize_runs']
 
 # %% ../../nbs/lib/critic/08_results.ipynb #7d3527a8
 import re
@@ -92,14 +92,24 @@ def judge_all(
     return {name: {s: judged(r, cut[name]) for s, r in splits.items()} for name, splits in rows.items()}
 
 def judge_table(measured: dict[str, dict]):  # DataFrame; judge → `metric_set`
-    "A row a judge, a column a figure with its 95 % interval."
+    "A row a judge, a column a figure with its 95 % interval; a figure without a value is a dash, and `dashes` says why."
     import pandas as pd
 
     def cell(m, k):
-        if m[k] is None: return f"— ({m['reasons'].get(k, '')})"
-        return f"{m[k]:.3f}" + (f" [{m[k + '_lo']:.2f}, {m[k + '_hi']:.2f}]" if m.get(k + "_lo") is not None else "")
+        if m[k] is None: return "—"
+        return f"{m[k]:.3f}" + (f" [{m[k + '_lo']:.2f},\u00a0{m[k + '_hi']:.2f}]" if m.get(k + "_lo") is not None else "")
 
     return pd.DataFrame({name: {k.replace("_", " "): cell(m, k) for k in SHOWN} for name, m in measured.items()}).T
+
+def dashes(measured: dict[str, dict]) -> str:  # empty where every figure has a value
+    "Why figures of a table have no value."
+    said = []
+    for name, m in measured.items():
+        why = {}
+        for k in SHOWN:
+            if m[k] is None: why.setdefault(m["reasons"].get(k, "not defined"), []).append(k.replace("_", " "))
+        said += [f"{name}: no {', '.join(names)}, for {reason}" for reason, names in why.items()]
+    return "; ".join(said) + "." if said else ""
 
 def worst_errors(rows: list[dict], threshold: float, most: int = 10) -> list[dict]:
     "The most confident mistakes; an answer without a label stands at the end."

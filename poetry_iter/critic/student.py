@@ -239,9 +239,9 @@ def against_table(
     import pandas as pd
 
     def row(c):
-        cell = lambda d: "—" if d["difference"] is None else f"{d['difference']:+.3f} [{d['lo']:+.2f}, {d['hi']:+.2f}]"
+        cell = lambda d: "—" if d["difference"] is None else f"{d['difference']:+.3f} [{d['lo']:+.2f},\u00a0{d['hi']:+.2f}]"
         m = c["mcnemar"]
         figures = {f"{k.replace('_', ' ')} − {base}": cell(c[k]) for k in ("auroc", "macro_f1", "accuracy")}
-        return {**figures, "only it is right": m["a_only"], f"only {base} is": m["b_only"], "McNemar p": round(m["p_value"], 3), "beats it": c["beats"]}
+        return {**figures, "only it is right": m["a_only"], f"only {base} is": m["b_only"], "McNemar p": f"{m['p_value']:.3f}" if m["p_value"] >= 0.001 else "< .001", "beats it": "yes" if c["beats"] else "no"}
 
     return pd.DataFrame({name: row(against(j, judges[base], seed=seed)) for name, j in judges.items() if name != base}).T

@@ -412,7 +412,7 @@ def open_study(
         write_text(Path(run) / "words.txt", "\n".join(words) + "\n")
     return Study(poems, *count_figures(poems, Path(run) / "figures.jsonl", progress))
 
-def worth_elsewhere(judge: Judge, ordinary: list[dict] | tuple) -> tuple[float, float, float]:  # slope, constant, AUROC
+def worth_elsewhere(judge: Judge, ordinary: list[dict]) -> tuple[float, float, float]:  # slope, constant, AUROC
     "What the score is worth on modern poems."
     there, label = [judge.score(features.hear(r["content"])) for r in ordinary], np.array([r["label"] == "good" for r in ordinary]).astype(int)
     w, b = _logistic(np.array(there)[:, None], label, None, 1.0)
@@ -421,9 +421,10 @@ def worth_elsewhere(judge: Judge, ordinary: list[dict] | tuple) -> tuple[float, 
 # %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #7c130ac5
 def make_judge(
     run: str | Path,  # folder: figures.jsonl, words.txt, judge.npz
-    bad: str | Path, good: list, corpus: str | Path, standing: dict, limit: int = 0,  # as of `open_study`
-    modern: list[dict] | tuple = (),  # rows of modern poems
-    ordinary: list[dict] | tuple = (),  # rows with content and label (good or weak): what the score is worth elsewhere
+    bad: str | Path, good: list, corpus: str | Path, standing: dict,  # as of `open_study`
+    modern: list[dict],  # rows of modern poems
+    ordinary: list[dict],  # rows with content and label (good or weak): what the score is worth elsewhere
+    limit: int = 0,  # as of `open_study`
     sure: float = 0.9,  # accuracy wanted outside of the unsure band
     seed: int = 0,
     progress: Callable | None = None,
