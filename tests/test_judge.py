@@ -11,8 +11,8 @@ import pytest
 
 from poetry_iter.core import UserError, read_jsonl, root, shared_data
 from poetry_iter.critic.baselines import BASELINES, out_of_fold_baseline, predict_baseline
-from poetry_iter.critic.features import MEANING, figures, hear, level_words, places
 from poetry_iter.critic.choice import TASK, find_judge
+from poetry_iter.critic.features import MEANING, figures, hear, level_words, places
 from poetry_iter.critic.judgement import JUDGE_FILE, Judge, bent, choose_draft, open_judge, p_good
 from poetry_iter.critic.metrics import Judged, metric_set
 from poetry_iter.pipeline.command_line import main

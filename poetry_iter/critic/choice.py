@@ -31,7 +31,7 @@ class StudentJudge:
         self.spec = ModelSpec(**self.sealed["model"]).on(run.path / self.sealed["where"] if self.sealed["where"] else None)
 
     @cached_property
-    def lm(self):
+    def engine(self):
         "The model, loaded when it is first asked."
         from poetry_iter.workshop.conversations import open_chat
 
@@ -43,9 +43,9 @@ class StudentJudge:
         from poetry_iter.critic.student import judge_items, question_lengths
 
         item, mode, tokens = make_item(title, text, 0), self.sealed["mode"], self.sealed["reason_tokens"]
-        if question_lengths([item], self.way, self.lm.renderer)[0] + tokens > min(self.spec.max_tokens, self.lm.context_length): return Judgement("bad", 0.5, True, "it is longer than the student can read")
-        (row,) = judge_items(self.lm, self.way, [item], mode, tokens)
-        said = row if mode == "reasons" else judge_items(self.lm, self.way, [item], "reasons", tokens)[0] if reasons else row
+        if question_lengths([item], self.way, self.engine.renderer)[0] + tokens > min(self.spec.max_tokens, self.engine.context_length): return Judgement("bad", 0.5, True, "it is longer than the student can read")
+        (row,) = judge_items(self.engine, self.way, [item], mode, tokens)
+        said = row if mode == "reasons" else judge_items(self.engine, self.way, [item], "reasons", tokens)[0] if reasons else row
         if row["p"] is None: return Judgement("bad", 0.5, True, f"the student gave no label that can be read ({row['ended']})")
         low, high = self.sealed["unsure"]
         because = student_reasons(said["reasons"], text) if reasons else []

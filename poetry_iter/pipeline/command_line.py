@@ -232,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("file", metavar="FILE", help="a UTF-8 text; - reads standard input")
     p.add_argument("--json", action="store_true", help="for programs")
 
-    p = add("judge", _judge, "judge poems as good or bad, with a probability and reasons, or say that it is unsure")
+    p = add("judge", _judge, "judge poems as good or bad, with a probability and reasons, or say that it is unsure; by the best judge of the runs there are, or the one that ships")
     p.add_argument("file", metavar="FILE", help="poems as `poems check` reads them")
     how = p.add_mutually_exclusive_group()
     how.add_argument("--reasons", action="store_true", help="what speaks for and against, with the lines (default)")

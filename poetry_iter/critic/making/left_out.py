@@ -9,6 +9,7 @@ __all__ = ['as_item', 'thinned', 'fold_items', 'p_of_items', 'poem_losses', 'tea
 # %% ../../../nbs/lib/critic/making/02_left_out.ipynb #8728cc60
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +105,13 @@ def reading_judges(
     p = np.zeros(len(rows))
     for fold in sorted({r["fold"] for r in rows}):
         at = [k for k, r in enumerate(rows) if r["fold"] == fold]
-        p[at] = _kept(folder / f"student_{fold}.json", lambda: p_of_items(teach_fold(spec, way, fold_items(rows, fold, per, seed), folder / f"fold_{fold}", settings, epochs, seed), way, [items[k] for k in at]))
+        p[at] = _kept(folder / f"student_{fold}.json", partial(_judge_fold, rows, fold, spec, way, folder / f"fold_{fold}", settings, epochs, per, seed))
     return {"student, left out": p.tolist(), **out}
+
+def _judge_fold(rows, fold, spec, way, out, settings, epochs, per, seed):
+    "P(good) of a fold's poems, by the student that has not read their authors."
+    student = teach_fold(spec, way, fold_items(rows, fold, per, seed), out, settings, epochs, seed)
+    return p_of_items(student, way, [as_item(r) for r in rows if r["fold"] == fold])
 
 def _kept(path: Path, make: Callable[[], list[float]]) -> list[float]:
     if not path.exists(): write_json(path, make())
