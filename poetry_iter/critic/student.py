@@ -186,9 +186,11 @@ def choose_step(
     by: str = "auroc",
     split: str = "val",
 ) -> dict:  # its row
-    "The best look at a split."
-    rows = [r for r in history if r["split"] == split and r.get(by) is not None]
-    if not rows: raise UserError(f"select_by {by}: no look at {split} has that figure")
+    "The best look at a split; the first one where no look has the figure, for nothing was better."
+    looks = [r for r in history if r["split"] == split]
+    if not looks: raise UserError(f"select_by {by}: nothing has looked at {split}")
+    rows = [r for r in looks if r.get(by) is not None]
+    if not rows: return min(looks, key=lambda r: r["step"])
     return max(rows, key=lambda r: (-r[by] if by == "loss" else r[by], -r["step"]))
 
 # %% ../../nbs/lib/critic/03_student.ipynb #5ca6929a

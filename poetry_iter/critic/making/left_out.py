@@ -33,11 +33,14 @@ def thinned(
     most: int = 0,  # 0: all
     seed: int = 0,
 ) -> list[dict]:  # in their order
-    "So many of the rows, as many bad as good ones of each fold where there are enough."
+    "So many of the rows, as many bad as good ones of each fold where there are enough; the good ones of a fold weigh as much as its bad ones."
     sides, kept = {}, set()
     for k, r in enumerate(rows): sides.setdefault((r["fold"], r["good"]), []).append(k)
     for some in sides.values(): kept |= set(sorted(some, key=lambda k: seed_of(seed, "thin", rows[k]["title"], k))[: -(-most // len(sides)) if most else None])
-    return [r for k, r in enumerate(rows) if k in kept]
+    some = [r for k, r in enumerate(rows) if k in kept]
+    total = lambda fold, good: sum(r["weight"] for r in some if (r["fold"], r["good"]) == (fold, good))
+    scale = {f: total(f, 0) / total(f, 1) for f in {r["fold"] for r in some}}
+    return [{**r, "weight": r["weight"] * scale[r["fold"]]} if r["good"] else r for r in some]
 
 def fold_items(
     rows: list[dict],  # of test.jsonl
