@@ -30,6 +30,8 @@ class ModelSpec:
     dtype: str = "auto"  # auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16 or float16
     device: str = "auto"  # auto (the best that is here), cuda, cuda:N, mps or cpu
     max_tokens: int = 6144  # longest sequence, for engines that want to know
+    base_url: str = ""  # address of the server, for engines that ask one
+    workers: int = 2  # processes, for engines that have some
 
     def __post_init__(self):
         known = get_engine(self.engine)
@@ -49,7 +51,7 @@ class ModelSpec:
         return str(locate(self.name)) if locate(self.name).is_dir() else self.name
 
     def __str__(self):
-        parts = [self.name, self.adapter and f"adapter {self.adapter}", "4 bit" if self.load_in_4bit else "", "" if self.engine == "transformers" else self.engine]
+        parts = [self.name, self.adapter and f"adapter {self.adapter}", "4 bit" if self.load_in_4bit else "", "" if self.engine == "transformers" else self.engine, self.base_url]
         return ", ".join(p for p in parts if p)
 
 # %% ../nbs/lib/03_engine.ipynb #84937a51
@@ -72,6 +74,7 @@ class EngineKind:
     can: Can
     packages: tuple[str, ...] = ()  # that it needs
     without: str = ""  # what one goes without where they are missing
+    asked: bool = False  # `can` is the most; what it is, the open engine says
 
     @property
     def missing(self) -> list[str]:
@@ -84,6 +87,8 @@ ENGINES = {
                                ("torch", "transformers", "peft", "trl"), "nothing runs"),
     "unsloth": EngineKind("poetry_iter.engines.unsloth:Unsloth", Can(scores=True, trains=True, streams=True, exact=True, one_process=True, load_in_4bit=True),
                           ("torch", "unsloth"), "no QLoRA"),
+    "completions": EngineKind("poetry_iter.engines.completions:Completions", Can(scores=True, trains=True, streams=True), ("openai",), "no model on a server", asked=True),
+    "ray": EngineKind("poetry_iter.engines.ray:Ray", Can(scores=True, trains=True, exact=True), ("ray", "torch", "transformers", "peft", "trl"), "one process describes and scores"),
 }
 
 def get_engine(name: str) -> EngineKind:
@@ -92,16 +97,18 @@ def get_engine(name: str) -> EngineKind:
     return ENGINES[name]
 
 def require(
-    engine: str,  # its name
+    engine: "str | Engine",  # its name; an open one is asked itself
     *abilities: str,  # names of the fields of `Can`
     what: str = "this",  # who needs them, for the error
 ) -> None:
     "Raise `UserError` when an engine cannot do what a plan needs, or its packages are missing."
-    kind = get_engine(engine)
-    if lacks := [a for a in abilities if not getattr(kind.can, a)]:
-        others = [n for n, e in ENGINES.items() if all(getattr(e.can, a) for a in abilities)]
-        raise UserError(f"engine {engine}: {what} needs one that {' and '.join(lacks)}; {' or '.join(others) or 'none here'} can")
-    if kind.missing: raise UserError(f"engine {engine}: {', '.join(kind.missing)} is not installed; `poetry-iter check` says what there is")
+    name = engine if isinstance(engine, str) else engine.spec.engine
+    kind, can = get_engine(name), get_engine(engine).can if isinstance(engine, str) else engine.can
+    if lacks := [a for a in abilities if not getattr(can, a)]:
+        others = [n for n, e in ENGINES.items() if n != name and not e.asked and all(getattr(e.can, a) for a in abilities)]
+        why = "; ".join(w for a in lacks if (w := getattr(engine, "why", {}).get(a)))
+        raise UserError(f"engine {name}: {what} needs one that {' and '.join(lacks)}; {' or '.join(others) or 'none here'} can{why and f' ({why})'}")
+    if kind.missing: raise UserError(f"engine {name}: {', '.join(kind.missing)} is not installed; `poetry-iter check` says what there is")
 
 # %% ../nbs/lib/03_engine.ipynb #f99704c7
 @dataclass(frozen=True)

@@ -122,13 +122,22 @@ def check_engine(
     name: str,
     values: dict,  # `load_in_4bit` among them asks for one that can
 ) -> None:
-    "Raise `UserError` for an engine that there is not, that is not installed, or that cannot load in 4 bits."
-    from poetry_iter.engine import ENGINES, require
+    "Raise `UserError` for an engine that there is not, that is not installed, that cannot load in 4 bits, or that can less than the experiment needs; a server is asked."
+    from poetry_iter.engine import ENGINES, open_engine, require
 
     if name not in ENGINES: raise UserError(f"parameter engine: expected one of {', '.join(ENGINES)}, found {name!r}{suggest(name, ENGINES)}")
     able = [n for n, kind in ENGINES.items() if kind.can.load_in_4bit]
     if values.get("load_in_4bit") and name not in able: raise UserError(f"parameter load_in_4bit: expected engine {' or '.join(able)} with it, found {name}")
-    require(name, "scores", "trains", what="an experiment")
+    needs = ["scores", *([] if values.get("skip_training") else ["trains"])]
+    require(name, *needs, what="an experiment")
+    if ENGINES[name].asked: require(open_engine(_spec(name, values)), *needs, what="an experiment")
+
+def _spec(engine: str, values: dict):
+    "The model that parameters name."
+    from poetry_iter.engine import ModelSpec
+
+    given = {"name": "model", **{k: k for k in ("renderer", "base_url")}}
+    return ModelSpec(engine=engine, **{k: values[p] for k, p in given.items() if p in values})
 
 CHECKS: dict[str, Callable] = {"poems": check_poems, "model": check_model, "engine": check_engine}
 
