@@ -145,6 +145,16 @@ def _write(args):
     swap = {"always": True, "never": False}.get(args.swap)
     print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet, args.approve_at, args.best_draft)))
 
+def _chat(args):
+    from poetry_iter.use.chat import chat_main
+
+    chat_main(args.model, args.renderer, args.system, args.temperature, args.tokens, args.seed)
+
+def _serve(args):
+    from poetry_iter.use.server import serve_main
+
+    serve_main(args.model, args.run, host=args.host, port=args.port, places=args.places, tokens=args.tokens)
+
 def _ledger(args):
     from poetry_iter.teacher.ledger import ledger_main
 
@@ -220,6 +230,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--best-draft", action="store_true", help="what nobody approved: the draft that the judge thinks clearly better, not the last")
     p.add_argument("--out", metavar="FILE", help="the record of the session, JSON (default: in outputs/sessions)")
     p.add_argument("--quiet", action="store_true", help="print the poem alone")
+
+    p = add("chat", _chat, "talk with a model: of a run, a checkpoint, a GGUF file, or a base model")
+    p.add_argument("model", nargs="?", default="", metavar="MODEL", help="a run, RUN/CHECKPOINT, a folder, a .gguf file, or a name on the hub (default: choose from those that are here)")
+    p.add_argument("--renderer", choices=["base", "chat", "thinking", "thinking-keep"], help="in place of the one that it was made with")
+    p.add_argument("--system", default="", metavar="TEXT", help="what stands before the conversation")
+    p.add_argument("--temperature", type=float, default=0.6, help="0 always takes the likeliest token (default: %(default)s)")
+    p.add_argument("--tokens", type=int, default=512, help="of the longest answer (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0)
+
+    p = add("serve", _serve, "serve models over HTTP as Ollama and OpenAI speak it, and a page to write poems on")
+    p.add_argument("model", nargs="?", default="", metavar="MODEL", help="a run, RUN/CHECKPOINT, a folder, a .gguf file, or a name on the hub, for both parts of the workshop, or two as EDUCATOR,POET (default: the newest workshop's two, or the model that ships)")
+    p.add_argument("--run", metavar="NAME", help="whose educator and poet write on the page")
+    p.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs POETRY_ITER_KEY in the environment or .env (default: %(default)s)")
+    p.add_argument("--port", type=int, default=11435, help="0 takes any that is free (default: %(default)s)")
+    p.add_argument("--places", type=int, default=32, help="requests at work or waiting; more are told to come back (default: %(default)s)")
+    p.add_argument("--tokens", type=int, default=1024, help="of the longest answer (default: %(default)s)")
 
     teacher = add("teacher", None, "see what a paid teacher has cost").add_subparsers(metavar="ledger", required=True)
     p = teacher.add_parser("ledger", help="what was paid by each run, and the reservations that nothing has settled")
