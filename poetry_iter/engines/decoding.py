@@ -72,7 +72,7 @@ class Cohort:
         self.logits = forward.logits(self._read(prompts, past)).repeat_interleave(self.n, 0)
         self.own_k, self.own_v = like.new_empty(layers, len(samples), kv, size, int(room.max())), like.new_empty(layers, len(samples), kv, int(room.max()), size)
         self.position = lengths.repeat_interleave(self.n)
-        self.place = torch.arange(len(samples), device=like.device)  # of each row in the grid of prompts and samples
+        self.place, self.in_order = torch.arange(len(samples), device=like.device), True  # of each row in the grid of prompts and samples
 
     def _read(self, prompts, past, pack=512):
         "Hidden states behind the prompts; what begins all of them is not computed again."
@@ -101,11 +101,11 @@ class Cohort:
 
     def _to_rows(self, x):  # (lanes·kv, n·heads of a kv head, any) → (rows·kv, heads of a kv head, any)
         x = x.view(self.lanes, self.forward.kv, self.n, -1, x.shape[-1]).transpose(1, 2).reshape(self.lanes * self.n, self.forward.kv, -1, x.shape[-1])
-        return (x if len(self) == len(x) else x[self.place]).flatten(0, 1)
+        return (x if self.in_order else x[self.place]).flatten(0, 1)
 
     def _to_grid(self, x):  # and back, with nothing where a row has left
         x = x.view(len(self), self.forward.kv, *x.shape[1:])
-        if len(x) < self.lanes * self.n: x = x.new_zeros(self.lanes * self.n, *x.shape[1:]).index_copy_(0, self.place, x)
+        if not self.in_order: x = x.new_zeros(self.lanes * self.n, *x.shape[1:]).index_copy_(0, self.place, x)
         return x.view(self.lanes, self.n, *x.shape[1:]).transpose(1, 2).reshape(self.lanes * self.forward.kv, -1, x.shape[-1])
 
     def attend(
@@ -138,7 +138,7 @@ class Cohort:
         if len(holes):
             self.own_k[:, holes, :, :, : self.age] = self.own_k[:, movers, :, :, : self.age]
             self.own_v[:, holes, :, : self.age] = self.own_v[:, movers, :, : self.age]
-        order = order[:count]
+        order, self.in_order = order[:count], False
         self.samples, self.room, self.position, self.place, self.tokens = (x[order] for x in (self.samples, self.room, self.position, self.place, self.tokens))
         if 2 * count <= self.own_k.shape[1]: self.own_k, self.own_v = self.own_k[:, :count].clone(), self.own_v[:, :count].clone()
         self._close_lanes()
