@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ SMALL = {  # experiment: settings with which it takes seconds or a minute or two
 }
 SHARE = {"tiny": 15, "judge": 15, "verse": 18, "embedded": 18, "loop": 12, "workshop": 11, "critic": 11}  # of the kills: more where they take seconds
 KEPT = (".jsonl", ".json", ".safetensors", ".npz")
+OUTCOMES = ("same bytes", "differ", "left something behind", "ended badly")
 
 
 def project_of(name: str, folder: Path) -> Project:
@@ -70,7 +72,7 @@ class Kills:
     """The killed runs of one experiment, in a folder that remembers them."""
 
     def __init__(self, name: str, folder: Path, show=print):
-        self.name, self.show, self.env = name, show, {"OMP_NUM_THREADS": "1"}
+        self.name, self.show, self.env, self.alone = name, show, {"OMP_NUM_THREADS": "1"}, []
         self.project, self.log = project_of(name, folder / name), folder / "kills.jsonl"
         self.rows = [r for r in read_jsonl(self.log, grows=True) if r["experiment"] == name]
         self.found = sum((Counter(r["counts"]) for r in self.rows), Counter())
@@ -84,7 +86,7 @@ class Kills:
 
     def leave_alone(self) -> bool:
         """Two runs that nobody disturbs; False when they end badly."""
-        self.alone = []
+        alone = []
         for run in ("alone-1", "alone-2"):
             since = time.monotonic()
             done = self.project.cli(*arguments(self.name, run), env=self.env)
@@ -94,8 +96,8 @@ class Kills:
                 return False
             if not any(r["run"] == run for r in self.rows):
                 self.note(run, {}, took=time.monotonic() - since)
-            self.alone.append(state(self.project, run))
-        one, two = self.alone
+            alone.append(state(self.project, run))
+        one, two = self.alone = alone
         self.took = max(r["took"] for r in self.rows if "took" in r)
         self.same = {f for f in one if one[f] and one[f] == two.get(f)}
         self.found["files compared"], self.found["files that differ untouched"] = len(self.same), sum(bool(one[f]) and one[f] != two.get(f) for f in one)
@@ -103,8 +105,11 @@ class Kills:
 
     def kill_one(self, rng: random.Random, most: int) -> None:
         """A run, killed up to `most` times and resumed to its end."""
-        run = f"killed-{1 + max([int(r['run'][7:]) for r in self.rows if r['run'].startswith('killed-')], default=-1):03d}"
-        self.note(run, {"runs": 1})
+        begun, over = ([r["run"] for r in self.rows if r["counts"].keys() & kind] for kind in ({"runs"}, set(OUTCOMES)))
+        left = [run for run in begun if run not in over]  # by a soak that was stopped
+        run = left[0] if left else f"killed-{len(begun):03d}"
+        if not left:
+            self.note(run, {"runs": 1})
         for _ in range(most):
             process, wait = self.project.start(*arguments(self.name, run), env=self.env), rng.uniform(0.2, self.took / 2)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -135,12 +140,16 @@ def kill_runs(kills: int, experiments: list[str], folder: Path, seed: int = 0, e
         parts[n] += 1
     all_of_them = [Kills(n, folder, show) for n in experiments if parts[n]]
     rng = random.Random(f"{seed} {sum(len(k.rows) for k in all_of_them)}")
-    for k in all_of_them:
-        try:
-            going = k.leave_alone()
-            while going and k.found["kills"] < parts[k.name]:
+    try:
+        going = list(all_of_them)
+        while going := [k for k in going if k.found["kills"] < parts[k.name]]:
+            k = min(going, key=lambda k: k.found["kills"] / parts[k.name])
+            if k.alone or k.leave_alone():
                 k.kill_one(rng, min(each, parts[k.name] - k.found["kills"]))
-        finally:
+            else:
+                going.remove(k)
+    finally:
+        for k in all_of_them:
             k.project.end()
     return {f"kills: {k.name}": k.found for k in all_of_them}
 
@@ -215,7 +224,7 @@ def soak(kills: int, files: int, experiments: list[str], folder: Path, seed: int
     if teacher:
         rows["teacher"] = teacher_faults(teacher == "short", show)
     table = pd.DataFrame(rows).T.fillna(0).astype(int)
-    bad = [c for c in ("ended badly", "differ", "left something behind", "failed") if c in table]
+    bad = [c for c in (*OUTCOMES[1:], "failed") if c in table]
     table["faults"] = table[bad].sum(axis=1) if bad else 0
     return table
 
@@ -229,6 +238,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs and the log of kills lie, to go on there (default: one that is taken away)")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it started ends with it
     since = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = (args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
