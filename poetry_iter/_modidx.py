@@ -1364,6 +1364,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                        'poetry_iter.renderers.ThinkingKeep': ( 'lib/renderers.html#thinkingkeep',
                                                                                'poetry_iter/renderers.py'),
                                        'poetry_iter.renderers.Written': ('lib/renderers.html#written', 'poetry_iter/renderers.py'),
+                                       'poetry_iter.renderers._bytes': ('lib/renderers.html#_bytes', 'poetry_iter/renderers.py'),
                                        'poetry_iter.renderers._template': ('lib/renderers.html#_template', 'poetry_iter/renderers.py'),
                                        'poetry_iter.renderers.get_renderer': ( 'lib/renderers.html#get_renderer',
                                                                                'poetry_iter/renderers.py'),

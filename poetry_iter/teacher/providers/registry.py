@@ -245,9 +245,11 @@ def read_bounded(response) -> None:
     data, since, most = bytearray(), time.monotonic(), MOST_RESULTS if response.request.method == "GET" else MOST_ANSWER
     for part in response.iter_bytes():
         data += part
-        if len(data) > most: raise OverflowError(f"more than {most:,} bytes")
+        if len(data) > most and not response.is_error: raise OverflowError(f"more than {most:,} bytes")
+        if len(data) > most: break
         if time.monotonic() - since > LONGEST_ANSWER: raise TimeoutError(f"no end of it in {LONGEST_ANSWER:.0f} seconds")
-    response._content = bytes(data)
+    response._content = bytes(data[:most])
+    response.close()
 
 def connection() -> dict:
     "How an SDK's client speaks to its vendor: no key follows to where an answer points, and no answer is longer than an answer can be."
