@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import HOUSE, wait_for
+from conftest import HOUSE, make_tiny, project_in, wait_for
 
 from poetry_iter.core import UserError
 from poetry_iter.engine import ModelSpec, open_engine
@@ -49,13 +49,14 @@ def watched(tmp_path, monkeypatch):
     return lambda: noted.read_text() if noted.exists() else ""
 
 
-def test_nothing_leaves_this_machine(house, tiny_with_run, watched):
+def test_nothing_leaves_this_machine(house, watched, tmp_path_factory):
     asked = subprocess.run([sys.executable, "-c", "import socket; socket.create_connection(('example.org', 80), 1)"], capture_output=True)
     assert asked.returncode and "example.org" in watched()
     Path(os.environ["WATCHED"]).unlink()
     env = {"OMP_NUM_THREADS": "1"}
-    for project, *args in ((tiny_with_run, "run", "tiny", "--run", "w", "-p", "rounds=1"), (house, "poems", "check", "data/tiny_poems.jsonl"), (house, "check"),
-                           (house, "run", "judge", "--run", "j", "-p", "limit=20"), *([(house, "run", "loop", "--run", "l")] if os.environ.get("SLOW") else [])):  # fmt: skip
+    make_tiny(folder := tmp_path_factory.mktemp("tiny"))
+    for project, *args in ((project_in(folder), "run", "tiny", "--run", "w", "-p", "rounds=1"), (house, "poems", "check", "data/tiny_poems.jsonl"), (house, "check"),
+                           *([(house, "run", "judge", "--run", "j", "-p", "limit=20"), (house, "run", "loop", "--run", "l")] if os.environ.get("SLOW") else [])):  # fmt: skip
         done = project.cli(*args, env=env)
         assert done.returncode == 0, done.stderr
     done = subprocess.run([sys.executable, "-c", WRITE], cwd=house.path, capture_output=True, text=True)

@@ -109,7 +109,7 @@ class Claude(Vendor):
         rows = [{"custom_id": k, "params": b} for k, b in bodies.items()]
         found = decode(self._bytes(self.client.messages.batches.with_raw_response.create(requests=rows, extra_headers={"idempotency-key": name}))).get("id")
         if not _is_id(found): raise ValueError("an answer without the id of a batch")
-        return found
+        return str(found)
 
     def poll(self, batch: str) -> tuple[bool, int]:
         "How far a batch is."
