@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['DISK_FULL', 'MOST_BYTES', 'UserError', 'plain', 'root', 'house', 'workplace', 'locate', 'shared_data', 'known_keys',
            'scrub', 'dumps', 'write_bytes', 'write_text', 'write_json', 'write_jsonl', 'write_whole', 'read_bytes',
-           'read_text', 'read_json', 'first_line', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'digest', 'seed_of',
-           'count_threads']
+           'read_text', 'decode_text', 'read_json', 'first_line', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'digest',
+           'seed_of', 'count_threads']
 
 # %% ../nbs/lib/00_core.ipynb #cbe31b0e
+import base64
 import errno
 import hashlib
+import html
 import importlib.util
 import io
 import json
@@ -20,6 +22,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import AnyStr
 from urllib.parse import quote
@@ -83,6 +86,46 @@ def shared_data(
     path = root().parent / "shared" / "data" / name
     return path if path.exists() else None
 
+# %% ../nbs/lib/00_core.ipynb #b8d2e3f1
+def _writings(key: str) -> set[str]:
+    "What a key looks like where programs have written it."
+    raw = key.encode("utf-8", "surrogateescape")
+    quoted = json.dumps(key, ensure_ascii=False)[1:-1]
+    found = {key, quoted, json.dumps(quoted, ensure_ascii=False)[1:-1], repr(key)[1:-1], html.escape(key), html.escape(key, quote=False), raw.hex(), raw.hex().upper()}
+    found.add("".join(f"\\u{ord(c):04x}" for c in key))
+    for safe in ("", "/"):
+        address = quote(raw, safe=safe)
+        found |= {address, re.sub("%..", lambda m: m[0].lower(), address)}
+    for before in range(3):  # base64 has three writings, by what stands before
+        first, last = -(-before * 8 // 6), (before + len(raw)) * 8 // 6
+        for encode in (base64.b64encode, base64.urlsafe_b64encode): found.add(encode(b"\0" * before + raw).decode()[first:last])
+    return found
+
+_BETWEEN = r"(?:[\s\0\u00ad\u200b-\u200f\u2060\ufeff]|\\+(?:[nrt]|u(?:00[01][0-9a-f]|0020|200[b-f]|feff)))"
+
+def _bare(text: str) -> str:
+    "The text without what may stand between: quick, for it is done to all that is written."
+    text = "".join(text.split()).translate(_NOTHING)
+    return re.sub(rf"{_BETWEEN}+", "", text) if "\\" in text else text
+
+_NOTHING = dict.fromkeys([0, 0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF])
+
+@lru_cache(4)
+def _patterns(keys: tuple[str, ...]) -> tuple[list[str], list[str], re.Pattern]:
+    "Writings of keys; those of long ones with nothing between their letters; and a pattern for these with something between."
+    exact = sorted({w for k in keys for w in _writings(k)}, key=len, reverse=True)
+    bare = {w: _bare(w) for k in keys if len(k) >= 16 for w in _writings(k)}
+    long = sorted({w for w in bare.values() if len(w) >= 16}, key=len, reverse=True)
+    return exact, long, re.compile("|".join(f"{_BETWEEN}*".join(map(re.escape, w)) for w in long) or r"(?!)")
+
+def _hide(text: str, keys: tuple[str, ...]) -> str:
+    "The text without them."
+    if not keys: return text
+    exact, long, spread = _patterns(keys)
+    for writing in exact: text = text.replace(writing, "…")
+    bare = _bare(text) if long else ""
+    return spread.sub("…", text) if any(w in bare for w in long) else text
+
 # %% ../nbs/lib/00_core.ipynb #8c4a8b37
 _KEY_NAME = re.compile(r"(_?KEY|_TOKEN|_SECRET|_PASSWORD)$", re.I)
 
@@ -98,12 +141,10 @@ def known_keys(
     return {name: v.strip() for name, v in found.items() if v and v.strip() and _KEY_NAME.search(name)}
 
 def scrub(text: AnyStr) -> AnyStr:  # text, or bytes
-    "The text with … for the value of each known key of eight characters or more, as it is or as JSON, Python and addresses write it."
-    keys = {v for v in known_keys().values() if len(v) >= 8}
-    for form in sorted({f for v in keys for f in (v, json.dumps(v, ensure_ascii=False)[1:-1], repr(v)[1:-1], quote(v, safe="", errors="surrogateescape"))}, key=len, reverse=True):
-        if isinstance(text, bytes): text = text.replace(form.encode("utf-8", "surrogateescape"), "…".encode())
-        else: text = text.replace(form, "…")
-    return text
+    "The text with … for the value of each known key of eight characters or more, in every writing of it that programs make."
+    keys = tuple(sorted({v for v in known_keys().values() if len(v) >= 8}))
+    if isinstance(text, bytes): return _hide(text.decode("utf-8", "surrogateescape"), keys).encode("utf-8", "surrogateescape") if keys else text
+    return _hide(text, keys)
 
 # %% ../nbs/lib/00_core.ipynb #4f92948f
 def dumps(
@@ -199,9 +240,9 @@ def read_text(
     most: int = MOST_BYTES,  # a larger file is refused
 ) -> str:
     "The text of a UTF-8 file; `UserError` as for `read_bytes`, and when it is not UTF-8."
-    return _decoded(read_bytes(path, most), path)
+    return decode_text(read_bytes(path, most), path)
 
-def _decoded(data: bytes, path, start: int = 0) -> str:
+def decode_text(data: bytes, path: str | Path, start: int = 0) -> str:
     "UTF-8 without its mark; `start` is where in the file the bytes begin."
     try: return data.decode("utf-8-sig" if not start else "utf-8")
     except UnicodeDecodeError as e:
@@ -228,7 +269,7 @@ def iter_jsonl(
     data, at = read_bytes(path, most), 0
     for n, raw in enumerate(io.BytesIO(data), 1):
         if grows and not raw.endswith(b"\n"): return
-        line, at = _decoded(raw, path, at).rstrip("\n"), at + len(raw)
+        line, at = decode_text(raw, path, at).rstrip("\n"), at + len(raw)
         if line.strip(): yield n, _object(line, f"{path}, line {n}")
 
 def _object(line: str, where: str) -> dict:
@@ -255,8 +296,7 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as f:
             end = f.seek(0, os.SEEK_END)
-            f.seek(0)
-            whole = f.read().rfind(b"\n") + 1
+            whole = _end_of_lines(f, end)
             if whole < end: f.truncate(whole)
             try:
                 f.write(data)
@@ -268,6 +308,15 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> Path:
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}; it is as it was. Free some space or name another place") from e
     return path
+
+def _end_of_lines(f, end: int, step: int = 1 << 14) -> int:
+    "Where the last whole line of a file ends; only its tail is read."
+    while end:
+        start = max(0, end - step)
+        f.seek(start)
+        if (at := f.read(end - start).rfind(b"\n")) >= 0: return start + at + 1
+        end = start
+    return 0
 
 # %% ../nbs/lib/00_core.ipynb #6b061a99
 def digest(

@@ -339,13 +339,17 @@ def components(
 def _traits(poems: list[Poem]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     "The lines and the word trigrams of each poem, as sorted numbers."
     number, lines, trigrams = defaultdict(count(1).__next__), [], []
+    end = number["\n"]
     for p in poems:
-        rows = [[number[w] for w in WORD.findall(line)] for line in _folded(p.content).split("\n")]
+        found = list(map(number.__getitem__, _WORD_OR_END.findall(_folded(p.content))))
+        ends = [-1, *(i for i, n in enumerate(found) if n == end), len(found)]
+        rows = [found[a + 1 : b] for a, b in zip(ends, ends[1:])]
         lines.append(np.unique(np.array([hash(tuple(r)) for r in rows if len(r) > 3], dtype=np.int64)))
         w = np.array(([i for r in rows for i in r] + [0, 0])[: max(3, sum(map(len, rows)))] or [0] * 3, dtype=np.uint64)
         trigrams.append(np.unique((w[:-2] * _ODD + w[1:-1]) * _ODD + w[2:]))
     return lines, trigrams
 
+_WORD_OR_END = regex.compile(WORD.pattern + r"|\n")
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # three numbers become one, modulo 2^64
 
 def _shared(traits: list[np.ndarray]):  # csr_matrix: a row a poem, a column a trait that two or more have, the rarest first

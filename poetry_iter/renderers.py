@@ -92,6 +92,10 @@ class Parsed:
         return self.ended is Ended.COMPLETE
 
 # %% ../nbs/lib/02_renderers.ipynb #6a5fa3a5
+def _bytes(text: str) -> int:
+    "Its bytes, in the longest Unicode form."
+    return len(text) if text.isascii() else max(len(f.encode()) for f in (text, unicodedata.normalize("NFKD", text)))
+
 class Renderer:
     "What all renderers share: encoding, the two parsers, and examples made from a context and an answer."
 
@@ -149,11 +153,18 @@ class Renderer:
         "The longest sequence that describing and writing this poem can make."
         return max(len(self.describe(poem)), len(self.example("…", poem.title, poem.content))) + description_tokens
 
-    def at_most(self, poem: Poem, description_tokens: int) -> int:
-        "More than `longest` can be, without counting: a text has no more tokens than bytes, whatever Unicode form it is brought into."
+    def at_most(
+        self,
+        poem: Poem,
+        description_tokens: int,
+        enough: int | None = None,  # a bound up to this is good enough; for a higher one the poem is counted once, and not in its prompts
+    ) -> int:
+        "More than `longest` can be: a text has no more tokens than bytes, and only the words at its ends may be cut otherwise where it stands in another."
         if self._frame is None: self._frame = self.longest(Poem("", ""), 0) + len(DESCRIBE.encode()) + 8
-        text = f"{poem.title}{poem.content}"
-        return self._frame + description_tokens + (len(text) if text.isascii() else max(len(f.encode()) for f in (text, unicodedata.normalize("NFKD", text))))
+        bound = self._frame + description_tokens + _bytes(f"{poem.title}{poem.content}")
+        if enough is None or bound <= enough or not poem.content.strip(): return bound
+        first, last = poem.content.split(maxsplit=1)[0], poem.content.rsplit(maxsplit=1)[-1]
+        return min(bound, self._frame + description_tokens + _bytes(f"{poem.title}{first}{last}") + len(self.encode(poem.content)))
 
     def _example(self, head, answer, title_tokens=0):
         answer = [*self.encode(answer), self.end]

@@ -106,6 +106,7 @@ class Project:
 
 def make_tiny(folder: Path) -> None:
     """A project with the small experiment, which needs no model."""
+    assert not (folder / "settings.ini").is_symlink(), f"{folder} is a view of the house: what is written there is written into it"
     (folder / "settings.ini").write_text("[DEFAULT]\n")
     project = Project(folder, folder / "command.py")
     for name, sources in STAGES.items():

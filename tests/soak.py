@@ -2,14 +2,18 @@
 
 python tests/soak.py                                      # 200 kills, 100,000 files, every fault: some hours on two cores
 python tests/soak.py --kills 12 --files 2000 --only loop  # a part of it
+python tests/soak.py --folder /somewhere/soak             # kept there; stopped at any moment, the same command goes on
 
-A run that was killed and resumed is held against two that were left alone: every row of every .jsonl and every weight has the same bytes. What two untouched runs do not share is not asked of a killed one.
+A run that was killed and resumed is held against two that were left alone: every row, figure and weight has the same bytes, and no file more is there. What two untouched runs do not share is not asked of a killed one.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,76 +26,136 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conftest import HOUSE, Project, kill_all, link_house, make_tiny, project_in
 
-SMALL = {  # experiment: settings with which it takes a minute or two
+from poetry_iter.core import append_jsonl, read_jsonl, shared_data
+
+CORPUS = [f"{k}={p}" for k, name in {"bad": "bad_poems.jsonl", "corpus": "verse_corpus.jsonl.gz"}.items() if (p := shared_data(name))]
+SMALL = {  # experiment: settings with which it takes seconds or a minute or two
     "tiny": ["nap=1.0"],
+    "judge": ["limit=20", *CORPUS, *(f'good=["{p}"]' for p in [shared_data("tiny_poems.jsonl")] if p)],
+    "verse": "trees=6 stanzas=300 others=200".split(),
+    "embedded": "steps=20 most=2 max_new_tokens=24".split(),
     "loop": "limit=12 num_candidates=2 top_k=1 max_iterations=1 resamples_per_iteration=2 written_poems=1 poem_tokens=24 train_batch_size=2 micro_batch_size=1".split(),
     "workshop": "limit_good=2 limit_bad=4 limit=4 limit_pairs=6 written_poems=1 poem_tokens=24 revisions=0 answer_tokens=24 lora_rank=4 interim_epochs=1 educator_epochs=1 poet_epochs=1".split(),
-    "embedded": "steps=20 most=2 max_new_tokens=24".split(),
-    "verse": "trees=6 stanzas=300 others=200".split(),
+    "critic": "table= max_tokens=1024 epochs=1 eval_steps=4 lora_rank=4 with_reasons=false".split(),
 }
-KEPT = (".jsonl", ".safetensors")
+SHARE = {"tiny": 15, "judge": 15, "verse": 18, "embedded": 18, "loop": 12, "workshop": 11, "critic": 11}  # of the kills: more where they take seconds
+KEPT = (".jsonl", ".json", ".safetensors", ".npz")
+OUTCOMES = ("same bytes", "differ", "left something behind", "ended badly")
 
 
 def project_of(name: str, folder: Path) -> Project:
     """A place to work in: the small experiment's own, or the house as seen from a folder of its own."""
-    (make_tiny if name == "tiny" else link_house)(folder)
+    if not (folder / "settings.ini").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (make_tiny if name == "tiny" else link_house)(folder)
     return project_in(folder)
 
 
 def state(project: Project, run: str) -> dict[str, bytes]:
-    """The files that must have the same bytes; the run's own name apart."""
-    files = (p for p in project.run(run).rglob("*") if p.suffix in KEPT and p.is_file())
-    return {str(p.relative_to(project.run(run))): p.read_bytes().replace(f"outputs/{run}".encode(), b"outputs/RUN") for p in files}
+    """The files of a run, and the bytes of those that must be the same; the run's own name apart."""
+    files = (p for p in project.run(run).rglob("*") if p.is_file())
+    read = lambda p: p.read_bytes().replace(f"outputs/{run}".encode(), b"outputs/RUN") if p.suffix in KEPT and p.name != "config.json" else b""
+    return {str(p.relative_to(project.run(run))): read(p) for p in files}
 
 
 def arguments(name: str, run: str) -> list[str]:
     return ["run", name, "--run", run, *(x for s in SMALL[name] for x in ("-p", s))]
 
 
-def kill_runs(name: str, kills: int, rng: random.Random, each: int = 4, show=print) -> Counter:
-    """Runs of an experiment, each killed up to `each` times and resumed to its end; how often what happened."""
-    found = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        project, env = project_of(name, Path(folder)), {"OMP_NUM_THREADS": "1"}
-        alone, since = [], time.monotonic()
+def at_work(project: Project, run: str) -> str:
+    """The stage that a killed run was in."""
+    running = [str(p.relative_to(project.run(run))).removesuffix(".running.ipynb") for p in project.run(run).rglob("*.running.ipynb")]
+    return running[0] if running else "between stages" if project.run(run).exists() else "not begun"
+
+
+class Kills:
+    """The killed runs of one experiment, in a folder that remembers them."""
+
+    def __init__(self, name: str, folder: Path, show=print):
+        self.name, self.show, self.env, self.alone = name, show, {"OMP_NUM_THREADS": "1"}, []
+        self.project, self.log = project_of(name, folder / name), folder / "kills.jsonl"
+        self.rows = [r for r in read_jsonl(self.log, grows=True) if r["experiment"] == name]
+        self.found = sum((Counter(r["counts"]) for r in self.rows), Counter())
+
+    def note(self, run: str, counts: dict, **more) -> None:
+        """A line of the log, and in the counts."""
+        row = {"experiment": self.name, "run": run, "counts": counts, **more}
+        append_jsonl(self.log, [row])
+        self.rows.append(row)
+        self.found += Counter(counts)
+
+    def leave_alone(self) -> bool:
+        """Two runs that nobody disturbs; False when they end badly."""
+        alone = []
         for run in ("alone-1", "alone-2"):
-            done = project.cli(*arguments(name, run), env=env)
+            since = time.monotonic()
+            done = self.project.cli(*arguments(self.name, run), env=self.env)
             if done.returncode:
-                show(f"{name}: left alone it ended {done.returncode}: {done.stderr.splitlines()[-1:]}")
-                return found + Counter({"ended badly": 1})
-            alone.append(state(project, run))
-        took = (time.monotonic() - since) / 2
-        same = {f for f in alone[0] if alone[0][f] == alone[1].get(f)}
-        found["files compared"] = len(same)
-        found["files that differ untouched"] = len(alone[0]) - len(same)
-        while found["kills"] < kills:
-            run = f"killed-{found['runs']:03d}"
-            found["runs"] += 1
-            for _ in range(min(each, kills - found["kills"])):
-                process = project.start(*arguments(name, run), env=env)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(rng.uniform(0.2, took))
-                if process.poll() is not None:
-                    found["over before the kill"] += 1
-                    break
-                kill_all(process)
-                found["kills"] += 1
-            done = project.cli(*arguments(name, run), env=env)
-            now = state(project, run)
-            differ = sorted(f for f in same if now.get(f) != alone[0][f])
-            stale = [p for p in project.run(run).rglob("*") if p.name.endswith((".running.ipynb", ".lock", ".tmp"))]
-            outcome = "ended badly" if done.returncode else "differ" if differ else "left something behind" if stale else "same bytes"
-            found[outcome] += 1
-            if outcome != "same bytes":
-                show(f"{name} {run}: {outcome}: {done.stderr.splitlines()[-1:] if done.returncode else differ or stale}")
-        project.end()
-    return found
+                self.show(f"{self.name}: left alone it ended {done.returncode}: {done.stderr.splitlines()[-1:]}")
+                self.found["ended badly"] += 1
+                return False
+            if not any(r["run"] == run for r in self.rows):
+                self.note(run, {}, took=time.monotonic() - since)
+            alone.append(state(self.project, run))
+        one, two = self.alone = alone
+        self.took = max(r["took"] for r in self.rows if "took" in r)
+        self.same = {f for f in one if one[f] and one[f] == two.get(f)}
+        self.found["files compared"], self.found["files that differ untouched"] = len(self.same), sum(bool(one[f]) and one[f] != two.get(f) for f in one)
+        return True
+
+    def kill_one(self, rng: random.Random, most: int) -> None:
+        """A run, killed up to `most` times and resumed to its end."""
+        begun, over = ([r["run"] for r in self.rows if r["counts"].keys() & kind] for kind in ({"runs"}, set(OUTCOMES)))
+        left = [run for run in begun if run not in over]  # by a soak that was stopped
+        run = left[0] if left else f"killed-{len(begun):03d}"
+        if not left:
+            self.note(run, {"runs": 1})
+        for _ in range(most):
+            process, wait = self.project.start(*arguments(self.name, run), env=self.env), rng.uniform(0.2, self.took / 2)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(wait)
+            if process.poll() is not None:
+                self.note(run, {"over before the kill": 1})
+                break
+            kill_all(process)
+            self.note(run, {"kills": 1}, after=round(wait, 2), stage=at_work(self.project, run))
+        done = self.project.cli(*arguments(self.name, run), env=self.env)
+        now = state(self.project, run)
+        differ = sorted(f for f in self.same if now.get(f) != self.alone[0][f])
+        more = sorted(now.keys() - self.alone[0].keys() - self.alone[1].keys())
+        outcome = "ended badly" if done.returncode else "differ" if differ else "left something behind" if more else "same bytes"
+        said = "\n".join(done.stderr.splitlines()[-3:]) if done.returncode else differ or more
+        self.note(run, {outcome: 1}, **({} if outcome == "same bytes" else {"said": said}))
+        if outcome == "same bytes":
+            shutil.rmtree(self.project.run(run))
+        else:
+            self.show(f"{self.name} {run}: {outcome}: {said}")
+
+
+def kill_runs(kills: int, experiments: list[str], folder: Path, seed: int = 0, each: int = 5, show=print) -> dict[str, Counter]:
+    """Runs of each experiment in turn, each killed up to `each` times and resumed, until there were so many kills; what happened how often."""
+    share = sum(SHARE[n] for n in experiments)
+    parts = {n: kills * SHARE[n] // share for n in experiments}
+    for n in experiments[: kills - sum(parts.values())]:
+        parts[n] += 1
+    all_of_them = [Kills(n, folder, show) for n in experiments if parts[n]]
+    rng = random.Random(f"{seed} {sum(len(k.rows) for k in all_of_them)}")
+    try:
+        going = list(all_of_them)
+        while going := [k for k in going if k.found["kills"] < parts[k.name]]:
+            k = min(going, key=lambda k: k.found["kills"] / parts[k.name])
+            if k.alone or k.leave_alone():
+                k.kill_one(rng, min(each, parts[k.name] - k.found["kills"]))
+            else:
+                going.remove(k)
+    finally:
+        for k in all_of_them:
+            k.project.end()
+    return {f"kills: {k.name}": k.found for k in all_of_them}
 
 
 def fuzz_poems(files: int, show=print) -> Counter:
     """Poem files of every kind of nonsense: poems, or one sentence."""
-    import json
-
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
@@ -152,19 +216,15 @@ def teacher_faults(short: bool, show=print) -> Counter:
     return Counter({"passed": 1} if done.returncode == 0 else {"failed": 1})
 
 
-def soak(kills: int, files: int, experiments: list[str], seed: int = 0, teacher: str = "", show=print) -> pd.DataFrame:
+def soak(kills: int, files: int, experiments: list[str], folder: Path, seed: int = 0, teacher: str = "", show=print) -> pd.DataFrame:
     """All of it; a row for each part. A column that is not 0 where it should be makes `faults`."""
-    rng, rows = random.Random(seed), {}
-    for n, name in enumerate(experiments if kills else []):
-        part = kills // len(experiments) + (n < kills % len(experiments))
-        if part:
-            rows[f"kills: {name}"] = kill_runs(name, part, rng, show=show)
+    rows = kill_runs(kills, experiments, folder, seed, show=show) if kills else {}
     if files:
         rows["poem files"] = fuzz_poems(files, show)
     if teacher:
         rows["teacher"] = teacher_faults(teacher == "short", show)
     table = pd.DataFrame(rows).T.fillna(0).astype(int)
-    bad = [c for c in ("ended badly", "differ", "left something behind", "failed") if c in table]
+    bad = [c for c in (*OUTCOMES[1:], "failed") if c in table]
     table["faults"] = table[bad].sum(axis=1) if bad else 0
     return table
 
@@ -176,10 +236,15 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(SMALL), help="experiments, separated by commas (default: %(default)s)")
     parser.add_argument("--teacher", choices=["no", "short", "full"], default="full")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the runs and the log of kills lie, to go on there (default: one that is taken away)")
     args = parser.parse_args()
-    os.chdir(HOUSE)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it started ends with it
     since = time.monotonic()
-    table = soak(args.kills, args.files, args.only.split(","), args.seed, "" if args.teacher == "no" else args.teacher)
+    with contextlib.ExitStack() as stack:
+        folder = (args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(HOUSE)
+        table = soak(args.kills, args.files, args.only.split(","), folder, args.seed, "" if args.teacher == "no" else args.teacher)
     columns = [c for c in table if c != "faults"]
     for name, row in table.iterrows():
         print(f"{name:<18} " + ", ".join(f"{row[c]:,} {c}" for c in columns if row[c]) + f"; faults: {row.faults}")

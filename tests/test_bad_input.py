@@ -390,6 +390,23 @@ def test_no_key_in_a_notebook(tiny):
     assert len(files) >= 4 and not [p for p in files if secret in p.read_text()]
 
 
+PASTED = {  # setting: the parameter that the sentence names
+    "key_name=sk-open-sesame-0123456789": "key_name: expected the name of a variable",
+    "base_url=https://vendor.org/v1?api_key=sk-open-sesame-0123456789": "base_url: more than an address stands in it",
+    "base_url=https://me:sk-open-sesame-0123456789@vendor.org/v1": "base_url: more than an address stands in it",
+    "hard_model=sk-known-0123456789": "parameter hard_model: a key of this machine stands in it",
+    "requests=[Write to sk-known-0123456789]": "parameter requests: a key of this machine stands in it",
+}
+
+
+@pytest.mark.parametrize("setting", PASTED)
+def test_a_key_in_the_place_of_a_parameter_is_not_written(house, setting, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "sk-known-0123456789")
+    done = house.cli("run", "workshop", "--run", "a", "-p", setting)
+    assert done.returncode == 2 and PASTED[setting] in done.stderr and "0123456789" not in done.stdout + done.stderr
+    assert not house.run("a").exists()
+
+
 FULL = """
 import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poetry_iter.core import UserError, dumps, iter_jsonl, plain, read_jsonl, read_text, root, shared_data
+from poetry_iter.core import UserError, append_jsonl, dumps, iter_jsonl, plain, read_jsonl, read_text, root, shared_data
 from poetry_iter.poems import READERS, Poem, clean, components, families, load_poems, words
 
 EXAMPLES = int(os.environ.get("POEM_FUZZ", 200))
@@ -177,6 +177,24 @@ def test_only_regular_files_of_a_size(tmp_path, kind):
     if kind != "folder":
         with pytest.raises(UserError):
             read_text(path, most=100)
+
+
+def test_only_the_tail_of_a_growing_file_is_read(tmp_path):
+    import tracemalloc
+
+    path = tmp_path / "grows.jsonl"
+    with open(path, "wb") as f:
+        f.truncate(64 << 20)
+        f.seek(0, os.SEEK_END)
+        f.write(b"\n" + b'{"half": ' + b"1" * 50_000)
+    tracemalloc.start()
+    append_jsonl(path, [{"whole": 1}])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    with open(path, "rb") as f:
+        f.seek(64 << 20)
+        assert f.read() == b'\n{"whole": 1}\n'
 
 
 def test_half_a_last_line(tmp_path):

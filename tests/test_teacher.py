@@ -1,11 +1,14 @@
 """The teacher with the vendor's real SDK against a local server that speaks its protocol: nothing lost, nothing paid twice, the cap never passed."""
 
+import base64
 import json
 import os
+import re
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -406,6 +409,104 @@ def test_keys_are_scrubbed_wherever_they_come_from(tmp_path, monkeypatch):
     assert scrub("odd%22and%5Clong-enough") == "…"
     with pytest.raises(UserError, match=r"\.env: not UTF-8"):
         make_teacher("anthropic", MODEL, cap_dollars=1, base_url="http://127.0.0.1:9", progress=False).ask(requests())
+
+
+LONG = "sk-ant/Zq7+x&=" + "0123456789abcdef"
+WRITINGS = {
+    "in an address": quote(LONG, safe=""),
+    "with its slash": quote(LONG),
+    "in small hex": re.sub("%..", lambda m: m[0].lower(), quote(LONG)),
+    "in HTML": LONG.replace("&", "&amp;"),
+    "in base64": base64.b64encode(LONG.encode()).decode(),
+    "in a header": base64.b64encode(f"me:{LONG}".encode()).decode(),
+    "for an address": base64.urlsafe_b64encode(f"m:{LONG}@".encode()).decode(),
+    "in hex": LONG.encode().hex(),
+    "over two lines": f"{LONG[:9]}\n   {LONG[9:]}",
+    "over two lines of JSON": f"{LONG[:9]}\\r\\n{LONG[9:]}",
+    "in spaces": " ".join(LONG),
+    "with nothing seen between": "\u200b".join(LONG),
+    "as UTF-16": "\0".join(LONG),
+    "escaped": "".join(f"\\u{ord(c):04x}" for c in LONG),
+}
+
+
+@pytest.mark.parametrize("how", WRITINGS)
+def test_a_key_in_another_writing_stands_nowhere(vendor, tmp_path, monkeypatch, how):
+    """Said by an answer, by an ending, by an error of the service."""
+    from poetry_iter.core import scrub
+
+    monkeypatch.setenv("PARLOUR_API_KEY", LONG)
+    assert "…" in scrub(WRITINGS[how]) and len(scrub(WRITINGS[how])) <= 10  # the letters around it in base64
+    assert scrub(f"a {WRITINGS[how]} z") == f"a {scrub(WRITINGS[how])} z"
+    assert scrub(f"a {WRITINGS[how]} z".encode()).decode() == scrub(f"a {WRITINGS[how]} z")
+    vendor.answer = lambda body: f"Your key is {WRITINGS[how]}."
+    assert WRITINGS[how] not in repr(ask(vendor).ask(requests(1)))
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and WRITINGS[how].encode() in f.read_bytes()]
+
+
+@pytest.mark.parametrize("at", range(30, 75, 4))
+def test_no_part_of_a_key_is_cut_off_before_it_is_known(at):
+    """What a vendor said is quoted with its first letters: the key may stand where they end."""
+    from poetry_iter.teacher.requests import charge, decode
+
+    with pytest.raises(ValueError) as e:
+        decode(b"x" * at + KEY.encode())
+    assert KEY[:8] not in str(e.value)
+    price = make_teacher("anthropic", MODEL, progress=False).provider.price
+    assert KEY[:8] not in charge(price, {"input": "x" * at + KEY, "output": 1}, 1.0)[2]
+
+
+def test_a_packed_answer_does_not_fill_the_memory(vendor):
+    vendor.faults.append("packed")
+    t = ask(vendor)
+    assert [a.ended for a in t.ask(requests(1))] == ["complete"]
+    assert "more than 67,108,864 bytes" in Path("outputs/teacher/ledger.jsonl").read_text()
+
+
+def test_a_web_page_in_the_place_of_everything_costs_nothing(vendor):
+    """A portal that comes up in the middle of a run: no call reached the vendor."""
+
+    def answer(body):
+        vendor.models = "html"
+        vendor.faults.extend(["page"] * 50)
+        return "An answer."
+
+    vendor.answer = answer
+    t = ask(vendor)
+    with pytest.raises(UserError, match=r"a web page answers there, and no such service; .* nothing was billed"):
+        t.ask(requests(12))
+    assert t.spent == pytest.approx(vendor.billed) and vendor.count("messages") <= 1 + 4
+
+
+def test_a_page_among_answers_may_have_been_billed(vendor):
+    """The vendor is there: nobody knows whether it has answered before the page came."""
+    vendor.faults.extend([None, "page"])
+    t = ask(vendor)
+    assert [a.ended for a in t.ask(requests(3))] == ["complete"] * 3
+    assert t.spent == pytest.approx(vendor.billed + worst(t.provider.price, t.provider.body(requests(2)[1])), rel=0.02)
+
+
+@pytest.mark.parametrize("odd", [{}, {"id": 5, "created_at": "soon"}, {"id": "x", "created_at": "2099-01-01T00:00:00Z", "request_counts": None}])
+def test_an_odd_batch_in_the_list_hides_no_other(vendor, odd):
+    vendor.odd_list = [odd]
+    vendor.faults.append("lost")
+    t = ask(vendor, batch=True)
+    assert [a.ended for a in t.ask(requests())] == ["complete"] * 6
+    assert (vendor.count("batch"), t.spent) == (1, pytest.approx(vendor.billed))
+
+
+def test_a_reason_is_one_line_without_orders(vendor):
+    vendor.answer, message = (lambda body: "An answer."), vendor.message
+    vendor.message = lambda *args: {**message(*args), "stop_reason": "end\n\x1b[2Jturn\u202e"}
+    assert [a.reason for a in ask(vendor).ask(requests(1))] == ["stop_reason end turn, which is not known here"]
+
+
+def test_a_key_goes_to_its_vendor_over_https_alone():
+    with pytest.raises(UserError, match="say https"):
+        make_teacher("anthropic", MODEL, cap_dollars=1, base_url="http://api.anthropic.com", progress=False)
+    with pytest.raises(UserError, match="more than an address stands in it") as e:
+        make_teacher("openai", "m", cap_dollars=1, base_url=f"https://vendor.org/v1?key={KEY}", key_name="OPENAI_API_KEY", prices="1/2", progress=False)
+    assert KEY not in str(e.value)
 
 
 @pytest.mark.parametrize("fault", ["odd ending", "half a character", "odd type", "no result", "odd name"])

@@ -1,6 +1,7 @@
 """Properties of the verse tools: rhyme, meter, forms, and every bad input."""
 
 import json
+import re
 import time
 
 import pytest
@@ -342,6 +343,25 @@ def test_the_forms_of_the_poems_that_ship():
     wrong = [(meant, m.form) for meant, m in found if m.form != meant]
     assert len(wrong) <= 0.1 * len(poems), wrong
     assert all(("sonnet" in m.form and m.accepted) == ("sonnet" in meant) for meant, m in found if m.form != "couplet sonnet")
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_a_poem_gives_the_terminal_no_orders(tmp_path, color):
+    (tmp_path / "poem.txt").write_text("The moon \x1b]0;owned\x07\x1b[2J came up \x9b5m and stood\nabove the \u202ewood, and over\u2066 the wood\n")
+    said = cards.verse_main(str(tmp_path / "poem.txt"), color=color)
+    assert "owned" not in said and not set(re.sub(r"\x1b\[\d+m", "", said) if color else said) & set("\x1b\x9b\x07\u202e\u2066")
+    assert not set(cards.verse_main(str(tmp_path / "poem.txt"), as_json=True)) & set("\x1b\x9b\u202e\u2066")
+
+
+def test_what_comes_by_a_pipe_is_checked_too(monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
+    with pytest.raises(UserError, match="standard input: not UTF-8"):
+        cards.verse_main("-")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(open("/dev/zero", "rb")))
+    with pytest.raises(UserError, match="standard input: more than 16,777,216 bytes"):
+        cards.verse_main("-")
 
 
 def test_verse_main_prints_and_refuses(tmp_path):

@@ -3,6 +3,7 @@
 `python tests/vendor_server.py` serves until it is stopped; the tests use `serve()`.
 """
 
+import gzip
 import hashlib
 import json
 import threading
@@ -34,6 +35,7 @@ USAGES = {  # what may stand where the usage is expected
     "usage NaN": {"input_tokens": float("nan"), "output_tokens": float("nan")},
     "usage without end": {"input_tokens": 10**15, "output_tokens": 10**15},
 }
+PACKED = gzip.compress(bytes(80_000_000))  # 78 kB on the way
 ODD = ("odd ending", "half a character", *USAGES)  # answers that were paid, and that are odd
 
 
@@ -62,6 +64,7 @@ class Vendor(ThreadingHTTPServer):
         self.batch_polls = 1  # polls before a batch has ended
         self.delay = 0.0  # seconds before an answer
         self.clock = timedelta(0)  # how far the vendor's clock is from ours
+        self.odd_list = []  # what else stands in the list of batches
         self.ends_early = 0  # times that the results of a batch come without their last rows
         self.loses_rows = 0  # rows at the end of them
         self.idempotent = False  # does it answer a request that it knows by its name with what it has?
@@ -192,6 +195,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(200, {"type": "nonsense"})
         if fault == "page":  # of a proxy: the vendor has never heard of it
             return self.send(200, b"<html>a proxy</html>", {"content-type": "text/html"})
+        if fault == "packed":
+            return self.send(200, PACKED, {"content-encoding": "gzip"})
         if fault == "cut":  # nothing comes back, and nothing was charged
             self.close_connection = True
             return self.connection.close()
@@ -268,7 +273,7 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(1)
             return self.send(200, b"<html>") if v.models == "html" else self.error(404, "not_found_error")
         if kind == "list":
-            return self.send(200, {"data": [self.batch(n) for n in reversed(v.batches)], "has_more": False, "first_id": None, "last_id": None})
+            return self.send(200, {"data": [*v.odd_list, *(self.batch(n) for n in reversed(v.batches))], "has_more": False, "first_id": None, "last_id": None})
         if parts[0] not in v.batches:
             return self.error(404, "not_found_error", f"batch {parts[0]}")
         if kind == "results":

@@ -115,7 +115,8 @@ def _fit(poems, model, renderer, max_tokens, description_tokens):
         from poetry_iter.engine import ModelSpec, open_renderer
 
         r, context = open_renderer(ModelSpec(name=model, renderer=renderer))
-    return fit(poems, lambda p: r.longest(p, description_tokens), min(max_tokens, context), lambda p: r.at_most(p, description_tokens))
+    limit = min(max_tokens, context)
+    return fit(poems, lambda p: r.longest(p, description_tokens), limit, lambda p: r.at_most(p, description_tokens, limit))
 
 def _poems_fetch(args):
     from poetry_iter.poems import fetch_poems

@@ -10,7 +10,7 @@ __all__ = ['StageError', 'Experiment', 'read_experiment', 'read_yaml', 'find_exp
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..core import UserError, house, locate, read_json, read_text, workplace
+from ..core import UserError, house, locate, read_json, read_text, scrub, workplace
 from .parameters import GIVEN, Parameter, calculate, check_domains, names_in, parse_parameters, suggest
 
 # %% ../../nbs/lib/pipeline/02_experiments.ipynb #1c3ebb65
@@ -151,6 +151,8 @@ def check_parameters(
     experiment: Experiment,
 ) -> None:
     "Raise `UserError` for a value that its parameter may not have, and for two that do not go together."
+    for name, value in parameters.items():
+        if isinstance(value, str | list | dict) and (said := str(value)) != scrub(said): raise UserError(f"parameter {name}: a key of this machine stands in it, and parameters are written into the run; keep it in the environment or .env")
     check_domains(parameters, declared)
     for name, rule in experiment.rules.items():
         if not isinstance(rule, dict) or rule.keys() != {"holds", "expected"}: raise UserError(f"{experiment.folder / 'experiment.yaml'}: rules: {name}: expected holds and expected")

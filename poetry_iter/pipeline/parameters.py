@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'GIVEN', 'Domain', 'Range', 'Choices', 'Checked', 'check_poems', 'check_model', 'check_engine',
-           'check_quant', 'suggest', 'read_comment', 'Parameter', 'parse_parameters', 'resolve', 'parse_setting',
-           'cast', 'check_domains', 'calculate', 'names_in']
+           'check_quant', 'check_key', 'check_url', 'suggest', 'read_comment', 'Parameter', 'parse_parameters',
+           'resolve', 'parse_setting', 'cast', 'check_domains', 'calculate', 'names_in']
 
 # %% ../../nbs/lib/pipeline/01_parameters.ipynb #715d8d0f
 import ast
@@ -149,7 +149,20 @@ def check_quant(
 
     check_export(name)
 
-CHECKS: dict[str, Callable] = {"poems": check_poems, "model": check_model, "engine": check_engine, "quant": check_quant}
+def check_key(name: str, values: dict | None = None) -> None:
+    "Raise `UserError` for a key in the place of its name; nothing passes."
+    from poetry_iter.teacher.providers.registry import check_key_name
+
+    if name: check_key_name(name)
+
+def check_url(base_url: str, values: dict | None = None) -> None:
+    "Raise `UserError` for what is no address, and for one with a key in it; nothing passes."
+    from poetry_iter.teacher.providers.registry import check_address
+
+    if base_url: check_address(base_url)
+
+CHECKS: dict[str, Callable] = {"poems": check_poems, "model": check_model, "engine": check_engine, "quant": check_quant, "key": check_key, "url": check_url}
+
 
 # %% ../../nbs/lib/pipeline/01_parameters.ipynb #8bea0307
 def suggest(word: str, known) -> str:

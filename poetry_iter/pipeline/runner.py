@@ -188,7 +188,7 @@ def run_experiment(
     config = config or make_config(experiment.name, parameters)
     with _locked(Run(folder)) as lock:
         if not (folder / "config.json").exists(): write_json(folder / "config.json", config)
-        for stale in folder.rglob("*.running.ipynb"): stale.unlink()  # of a runner that was killed
+        for stale in (*folder.rglob("*.running.ipynb"), *folder.rglob(".*.tmp")): stale.unlink()  # of a runner that was killed
         _run(experiment, asked.stages, Run(folder), config, lock, progress)
     report = folder / experiment.report
     return report if report.exists() else folder

@@ -103,6 +103,16 @@ class Desk:
             self.breaker.stopped.set()
             raise
 
+    def judge_bytes(self, error: Exception, call: str, raw: bytes) -> Trouble:
+        "What an error means of a call whose bytes came; where a web page stands in the place of everything, the vendor was never asked, and nothing was billed."
+        if raw.lstrip()[:1] == b"<":
+            try: self.provider.reach()
+            except UserError as e:
+                self.ledger.settle(call, 0.0, reason="a web page, and no vendor")
+                self.breaker.stopped.set()
+                raise UserError(f"{e}; nothing was billed for what it stood in for") from None
+        return self.judge(error, call)
+
     def rest(self, trouble: Trouble, attempt: int) -> None:
         "Wait before the next attempt; not longer than anybody goes on."
         self.breaker.stopped.wait(pause(trouble, attempt))
@@ -136,12 +146,13 @@ def ask_once(
             return Reply(ended="errored", reason="over the cap")
         call = held
         desk.calls += 1
+        raw = b""
         try:
             raw = desk.provider.send(body, f"{key}-{answered}")
             desk.store.put_raw(key, call, raw)
             reply = desk.provider.read(raw)
         except UserError: raise
-        except Exception as e: trouble = desk.judge(e, call)
+        except Exception as e: trouble = desk.judge_bytes(e, call, raw)
         else:
             _settle(desk, key, body, call, reply)
             if reply.ended == "malformed": desk.breaker.bad("malformed", reply.reason)

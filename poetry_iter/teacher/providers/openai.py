@@ -7,9 +7,10 @@ __all__ = ['COMPATIBLE', 'chat_reply', 'OpenAI']
 
 # %% ../../../nbs/lib/teacher/providers/03_openai.ipynb #8e8e4bdb
 from ...core import UserError, dumps
-from ...engines.servers import certificates
+from ...engines.servers import connection
 from .registry import ProviderKind, Vendor, Wanted, register
-from ..requests import Price, Reply, Request, decode
+from ..requests import Price, Reply, Request, decode, excerpt
+
 
 # %% ../../../nbs/lib/teacher/providers/03_openai.ipynb #f243e406
 _ENDS = {**dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "complete"), "length": "cut", "content_filter": "refused"}
@@ -17,12 +18,12 @@ _ENDS = {**dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "complet
 def chat_reply(said: dict) -> Reply:  # raises `ValueError` when it is no completion
     "A chat completion as a reply."
     choice = said["choices"][0] if isinstance(said.get("choices"), list) and said["choices"] else None
-    if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict): raise ValueError(f"no completion but {dumps(said)[:100]}")
+    if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict): raise ValueError(f"no completion but {excerpt(dumps(said), 100)}")
     message, end = choice["message"], str(choice.get("finish_reason"))
     ended = "refused" if message.get("refusal") else _ENDS.get(end, "malformed")
     u = said["usage"] if isinstance(said.get("usage"), dict) else {}
     usage = {"input": u.get("prompt_tokens"), "output": u.get("completion_tokens")}
-    reason = "" if ended == "complete" else f"finish_reason {end[:60]}" + (", which is not known here" if ended == "malformed" else "")
+    reason = "" if ended == "complete" else f"finish_reason {excerpt(end)}" + (", which is not known here" if ended == "malformed" else "")
     return Reply(str(message.get("content") or ""), ended, usage, reason, said.get("model", ""))
 
 class OpenAI(Vendor):
@@ -37,7 +38,7 @@ class OpenAI(Vendor):
         "The SDK's client."
         try: import openai
         except ImportError: raise UserError(f"provider {self.name}: the openai SDK is not installed: pip install openai") from None
-        return openai.OpenAI(api_key=key, base_url=self.address, max_retries=0, http_client=openai.DefaultHttpxClient(follow_redirects=False, verify=certificates()))
+        return openai.OpenAI(api_key=key, base_url=self.address, max_retries=0, http_client=openai.DefaultHttpxClient(**connection()))
 
     def body(self, request: Request) -> dict:
         "The parameters of the call."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REACH_SECONDS', 'Provider', 'FreeProvider', 'PaidProvider', 'BatchProvider', 'Wanted', 'ProviderKind', 'register',
-           'provider_kinds', 'provider_names', 'key_names', 'make_provider', 'read_key', 'key_for', 'Vendor']
+           'provider_kinds', 'provider_names', 'key_names', 'make_provider', 'read_key', 'check_key_name', 'key_for',
+           'Vendor']
 
 # %% ../../../nbs/lib/teacher/providers/01_registry.ipynb #a9f5d1a1
 import os
@@ -126,12 +127,16 @@ def read_key(
     name: str,  # as ANTHROPIC_API_KEY
 ) -> str:
     "A key from the environment or from `.env`; raises `UserError` when there is none, or when it cannot be one."
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|SECRET)", name): raise UserError("key_name: expected the name of a variable that ends in KEY, TOKEN or SECRET, as DEEPSEEK_API_KEY, and never the key itself")
+    check_key_name(name)
     key = known_keys(strict=True).get(name)
     if not key: raise UserError(f"no {name}: set it in the environment or in {workplace() / '.env'}, or choose provider: shipped or local, which need none")
     odd = next((c for c in key if not "!" <= c <= "~"), None)
     if odd: raise UserError(f"{name}: {'a line break' if odd in chr(10) + chr(13) else 'a space' if odd.isspace() else f'the character U+{ord(odd):04X}'} stands in it, which no key has; copy it again, one line of plain characters")
     return key
+
+def check_key_name(name: str) -> None:
+    "Raise `UserError` for what cannot be the name of a key, as a key itself: it is not said again."
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*(KEY|TOKEN|SECRET)", name): raise UserError("key_name: expected the name of a variable that ends in KEY, TOKEN or SECRET, as DEEPSEEK_API_KEY, and never the key itself")
 
 def key_for(
     kind: ProviderKind,
@@ -140,6 +145,9 @@ def key_for(
     "Whose key goes to that address; raises `UserError` rather than show one vendor's key to another."
     if wanted.base_url and not wanted.key_name and not is_here(wanted.base_url) and urlsplit(wanted.base_url).hostname != urlsplit(kind.base_url).hostname:
         raise UserError(f"base_url {wanted.base_url}: not {kind.name}'s own address ({kind.base_url or 'none'}), so its {kind.key_name} is not sent there; say key_name, the name of the key that it takes")
+    own = urlsplit(kind.base_url)
+    if own.scheme == "https" and urlsplit(wanted.base_url).scheme == "http" and urlsplit(wanted.base_url).hostname == own.hostname:
+        raise UserError(f"base_url {wanted.base_url}: a key that goes there can be read by everybody on the way; say https")
     return wanted.key_name or kind.key_name
 
 # %% ../../../nbs/lib/teacher/providers/01_registry.ipynb #aa65be0f
