@@ -9,7 +9,8 @@ __all__ = ['PRICES_DATE', 'PRICES', 'CACHE_FROM', 'ANTHROPIC', 'message_body', '
 from datetime import datetime
 
 from ...core import UserError, dumps
-from .registry import ProviderKind, Vendor, Wanted, certificates, register
+from ...engines.servers import certificates
+from .registry import ProviderKind, Vendor, Wanted, register
 from ..requests import Price, Reply, Request, decode
 
 # %% ../../../nbs/lib/teacher/providers/02_anthropic.ipynb #2acfcfbe
