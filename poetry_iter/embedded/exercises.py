@@ -18,7 +18,7 @@ from .language import STOP, THEMES, content_words, sketch_words
 from .portraits import Fields, form_line, portrait, scheme_of, tone_line, voice_line
 from ..quality.cliches import cliches, cliches_of, kind_of, read_cliches, topics_of
 from ..renderers import POET, READER
-from ..verse.forms import analyse
+from ..verse.form_parts import analyse, scans_of
 from ..workshop.tasks import DONE, ORDER, TASKS, measured
 
 # %% ../../nbs/lib/embedded/04_exercises.ipynb #dd09c0d8
@@ -71,7 +71,7 @@ def form_named(p: Piece) -> str:
 
 def request(rng: random.Random, p: Piece) -> str:
     "A request that the poem could have answered, as a person types it."
-    about, shape = subject(rng, p), re.match(r"In (?:a|\d+) (\w+?)s?,", form_line(p.text))
+    about, shape = subject(rng, p), re.match(r"In (?:an?|\d+) (\w+?)s?,", form_line(p.text))
     n = len(p.lines)
     name = shape[1] if shape else ""
     what = pick(rng, _FORMS[name]) if name in _FORMS and rng.random() < 0.3 else pick(rng, "a short poem | a poem | a few lines") if n <= 8 else pick(rng, "a poem | a poem | a poem | some verses")
@@ -108,10 +108,11 @@ _ANGLES = ("{who} at the moment when {a} comes to {b}. | {a}, seen from where {b
 def brief(rng: random.Random, p: Piece) -> str:
     "A brief from which the poem could have been written."
     told = re.findall(r"(?:Opens on|turns to|ends on) ([\w'-]+)", portrait(p.text, rng.getrandbits(16), p.fields, p.title))
-    a, b = told[0], told[-1] if len(told) > 1 else subject(rng, p)
-    who = {"I": "a voice that says I", "we": "a voice that says we", "thou": "one who speaks to another", "you": "one who speaks to another", "he": "a man", "she": "a woman", "they": "some people"}
+    a = subject(rng, p)
+    b = next((f"the {w}" for w in images(rng, p, 8)[::-1] if w not in a and " " not in w), told[-1])
+    who = {"I": "a voice that says I", "we": "a voice that says we", "thou": "one who speaks to another", "you": "one who speaks to another", "he": "a man", "she": "a woman", "they": "one who watches"}
     voice = who.get(voice_line(p.text)[7:].split(";")[0].split(",")[0], "nobody")
-    angle = pick(rng, _ANGLES).format(a=rng.choice((a, subject(rng, p))), b=b, who=voice)
+    angle = pick(rng, _ANGLES).format(a=a, b=b, who=voice)
     return f"Angle: {angle}\nAvoid: {avoided(rng, p)}.\nImages: {', '.join(images(rng, p))}.\nForm: {form_named(p)}.\n{ORDER}"
 
 # %% ../../nbs/lib/embedded/04_exercises.ipynb #f5e59fb8
@@ -134,8 +135,8 @@ def faults_of(p: Piece, spoiled: dict[int, str] | None = None) -> list[tuple[int
     out += [(3, "Cliché", f'line {c["line"]}, "{c["found"]}"') for c in cliches(p.text)]
     kinds = [Counter(kind_of(w) for w in sketch_words(line)) for line in lines]
     out += [(2, "Abstraction", f'line {i + 1}, "{opening_words(lines[i])}"') for i, k in enumerate(kinds) if k["abstract"] > 1 and not k["concrete"]]
-    if len(a.lines) == len(lines) and a.poem.fit > 0.72:
-        out += [(2, "Broken metre", f'line {i + 1}, "{opening_words(lines[i])}"') for i, s in enumerate(a.poem.lines) if s and s.fit < 0.45]
+    if len(a.lines) == len(lines) == len(scans_of(a)) and a.poem.fit > 0.72:
+        out += [(2, "Broken metre", f'line {i + 1}, "{opening_words(lines[i])}"') for i, s in enumerate(scans_of(a)) if s.fit < 0.45]
     if len(a.lines) == len(lines) and a.letters and sum(a.letters.count(c) > 1 for c in a.letters) > 0.8 * len(lines):
         out += [(2, "Missing rhyme", f'line {i + 1}, "{opening_words(lines[i].split()[-1])}"') for i, c in enumerate(a.letters) if a.letters.count(c) == 1]
     return out + _small_faults(lines)
@@ -174,7 +175,7 @@ def critique(
 ) -> str:
     "What works, and at most three issues; or that the poem is done."
     found = sorted(faults_of(p, spoiled), key=lambda f: -f[0] - rng.random())
-    if sum(f[0] for f in found) < 3: return f"What works: {praise(rng, p)}\n\nIssues:\nNone.\n{DONE}"
+    if sum(f[0] for f in found) < 2: return f"What works: {praise(rng, p)}\n\nIssues:\nNone.\n{DONE}"
     kinds, chosen = Counter(), []
     for f in found:
         place = f[2].split(",")[0]

@@ -19,7 +19,7 @@ import numpy as np
 
 from .language import MOODS, STOP, THEMES, parts, sketch_words, stanzas
 from ..quality.cliches import kind_of
-from ..verse.forms import analyse
+from ..verse.form_parts import analyse
 from ..verse.schemes import canonical
 
 # %% ../../nbs/lib/embedded/02_portraits.ipynb #b4af6c65
@@ -135,7 +135,7 @@ def form_line(poem: str) -> str:
     shape = SHAPES.get(sizes[0], "stanza") if one else "stanza"
     meter = " ".join(re.sub(r" and \w+(?= and )|,", "", a.poem.meter).split()) or "free"
     if n == 14 and "pentameter" in meter: shape, k = "sonnet", 1
-    return f"In {'a' if k == 1 else k} {shape}{'' if k == 1 else 's'}, {n} line{'' if n == 1 else 's'}, {scheme_of(a.letters, sizes)}, {meter}."
+    return f"In {k if k > 1 else 'an' if shape == 'octave' else 'a'} {shape}{'' if k == 1 else 's'}, {n} line{'' if n == 1 else 's'}, {scheme_of(a.letters, sizes)}, {meter}."
 
 # %% ../../nbs/lib/embedded/02_portraits.ipynb #1251afa3
 PERSONS = {"I": "i me my mine myself i'm i'll i've i'd", "we": "we us our ours ourselves", "you": "you your yours ye", "thou": "thou thee thy thine thyself", "he": "he him his himself",
@@ -217,9 +217,9 @@ def portrait(
 _W = r"[A-Za-z'’-]+"
 _LIST = rf"{_W}(?: {_W})?(?:, {_W}(?: {_W})?)*"
 PORTRAIT = re.compile(
-    rf"In (?:a|\d+) [a-z]+, (?P<lines>\d+) lines?, (?P<scheme>[a-z ]+), (?P<meter>[a-z ]+)\. Voice: (?P<who>[A-Za-z]+(?:, [A-Za-z]+)?); (?P<tense>past|present|future); (?P<diction>old|plain); "
+    rf"In (?:an?|\d+) [a-z]+, (?P<lines>\d+) lines?, (?P<scheme>[a-z ]+), (?P<meter>[a-z ]+)\. Voice: (?P<who>[A-Za-z]+(?:, [A-Za-z]+)?); (?P<tense>past|present|future); (?P<diction>old|plain); "
     rf"(?P<matter>things and thoughts|things|thoughts)(?P<manner>(?:; (?:asks|cries|is heard))*)\. Tone: (?P<tone>[a-z]+(?:, then [a-z]+)?)\.(?: Time: (?P<time>[a-z ]+(?:, [a-z ]+)?)\.)? "
-    rf"Opens on (?P<moves>{_LIST}(?:; turns to {_LIST})*(?:; ends on {_LIST})?)\.")
+    rf"Opens on (?P<moves>{_LIST}(?:; turns to {_LIST})*(?:; ends on {_LIST})?(?:, with a refrain)?)\.")
 
 def parse_portrait(
     text: str,  # a description

@@ -255,11 +255,10 @@ def masked_losses(
     model,
     x: torch.Tensor,  # tokens
     w: torch.Tensor,  # weights
-    hidden: Callable = last_hidden,  # compiled, it may be
 ) -> tuple[torch.Tensor, torch.Tensor]:  # the loss of each weighted token in nats, and its weight
     "Losses, shifted by one."
     at = w[:, 1:] > 0
-    logits = model.lm_head(hidden(model, x[:, :-1])[at])
+    logits = model.lm_head(last_hidden(model, x[:, :-1])[at])
     return F.cross_entropy(logits, x[:, 1:][at], reduction="none"), w[:, 1:][at]
 
 # %% ../../nbs/lib/embedded/05_pretraining.ipynb #6707f760
@@ -379,7 +378,6 @@ def pretrain(
     eval_every: int = 250,  # steps
     save_every: float = 300,  # seconds
     stop_at: int | None = None,  # leave off here, to go on later
-    compiled: bool = False,  # compile the layers: a minute or two at the start, then a fifth faster
     say: Callable = lambda row: None,  # is told of each evaluation
 ):
     "Train from scratch, or on from the last checkpoint."
@@ -391,7 +389,6 @@ def pretrain(
     log.write_text("".join(done))  # what was logged after the checkpoint will be made again
     base, before = [o.defaults["lr"] for o in opts], state.seconds
     lines = lambda k: (6, 8) if k * pool * 200 / batch_tokens < short_steps else (8, 12, 12, 16, 24)
-    hidden = torch.compile(last_hidden, dynamic=True) if compiled else last_hidden
     model.train()
     end = min(steps, stop_at or steps)
     for at, examples in pools(maker, poems, seed, state.pool, pool, lines):
@@ -402,7 +399,7 @@ def pretrain(
             for o, b in zip(opts, base):
                 for g in o.param_groups: g["lr"] = b * rate(state.step, steps, decay)
             x, w = collate(todo[i], pad)
-            loss, weight = masked_losses(model, x, w, hidden)
+            loss, weight = masked_losses(model, x, w)
             loss = (loss * weight).sum() / weight.sum()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
