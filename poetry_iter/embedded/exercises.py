@@ -230,7 +230,7 @@ def note(rng: random.Random, p: Piece) -> str:
             f"{pick(rng, 'Another draft could | A next draft might | If you go on,')} {pick(rng, 'let the last line say less. | look longer at the {t}. | begin with the {t}. | cut the line that explains.').format(t=rng.choice(thing))}")
 
 # %% ../../nbs/lib/embedded/04_exercises.ipynb #b737ee27
-EXERCISES = {"request": 0.30, "plan": 0.12, "poem": 0.18, "brief": 0.07, "critique": 0.15, "revision_brief": 0.06, "comparison": 0.04, "autopsy": 0.02, "note": 0.03, "reading": 0.03}
+EXERCISES = {"request": 0.33, "plan": 0.1, "poem": 0.2, "brief": 0.08, "critique": 0.14, "revision_brief": 0.06, "comparison": 0.02, "autopsy": 0.015, "note": 0.035, "reading": 0.02}
 
 def exercise(
     rng: random.Random,
