@@ -10,6 +10,7 @@ __all__ = ['HEAT', 'read_description', 'describing', 'by_rule', 'sketches_by_rul
 import random
 import re
 from collections import Counter
+from typing import cast
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from .language import grounded, parse_sketch, runs_of, sketch, sketch_words, sta
 from .portraits import THEME_FIELDS, Fields, form_line, parse_portrait, portrait, words_named
 from ..engine import Engine, Sampling
 from ..poems import Poem
-from ..renderers import LIST
+from ..renderers import LIST, Chat
 from ..scoring import bootstrap, score
 from ..workshop.session import TEMPERATURES
 from ..workshop.tasks import TASKS
@@ -81,7 +82,7 @@ def portraits_by_rule(
 ) -> list[dict]:  # rows as of `describe`
     "Portraits made by rule, or a part of them."
     cut = {"": r"(.*)", "form": r"(.*?)(?= Voice: )", "voice": r".*?(Voice: .*?) Opens on ", "fields": r".*(Opens on .*)"}[part]
-    return by_rule(poems, lambda p, s: re.match(cut, portrait(p.content, s, fields, p.title), re.S)[1], seed)
+    return by_rule(poems, lambda p, s: re.findall(cut, portrait(p.content, s, fields, p.title), re.S)[0], seed)
 
 # %% ../../nbs/lib/embedded/06_evaluation.ipynb #ca4d7a85
 def looping(
@@ -121,11 +122,11 @@ def tasks_in_shape(
     kinds: tuple = tuple(EXERCISES),
 ) -> list[dict]:  # kind, title, prompt, text, ended, in_shape, loops
     "One answer of each kind for each poem."
-    out = []
+    out, render = [], cast(Chat, lm.renderer)
     for kind in kinds:
         rng = random.Random(f"{seed}/{kind}")
         asked = [exercise(rng, kind, Piece(*piece(rng, p.title, p.content, 12), fields or THEME_FIELDS, idf or {}))[:-1] for p in poems]
-        said = lm.sample([lm.renderer.chat(m) for m in asked], lm.renderer.end, 1, Sampling(HEAT.get(kind, 0.4), 0.95, 40, 300), [seed_of(seed, kind, p.id) for p in poems])
+        said = lm.sample([render.chat(m) for m in asked], render.end, 1, Sampling(HEAT.get(kind, 0.4), 0.95, 40, 300), [seed_of(seed, kind, p.id) for p in poems])
         for p, m, [c] in zip(poems, asked, said):
             read = TASKS[kind].read(c) if kind in TASKS else lm.renderer.parse_poem(c) if kind == "request" else lm.renderer.parse_description(c)
             good = read.ended == "complete" and (kind != "plan" or parse_portrait(str(read.value)) is not None)
@@ -136,8 +137,9 @@ def shape_table(rows: list[dict]):  # DataFrame: a row a task
     "Shares in shape, ended by itself, and turning in circles."
     import pandas as pd
 
-    frame = pd.DataFrame(rows)
-    return frame.assign(stops=frame.ended != "cut").groupby("kind", sort=False)[["in_shape", "stops", "loops"]].mean().round(3).assign(answers=frame.groupby("kind").size())
+    of = {kind: [r for r in rows if r["kind"] == kind] for kind in dict.fromkeys(r["kind"] for r in rows)}
+    mean = lambda flags: round(sum(flags) / len(flags), 3)
+    return pd.DataFrame({kind: {"answers": len(rs), "in shape": mean([r["in_shape"] for r in rs]), "stops": mean([r["ended"] != "cut" for r in rs]), "loops": mean([r["loops"] for r in rs])} for kind, rs in of.items()}).T
 
 # %% ../../nbs/lib/embedded/06_evaluation.ipynb #91804371
 def examine(

@@ -13,7 +13,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .corpus import opening_line
 from .language import STOP, THEMES, content_words, sketch_words
 from .portraits import Fields, form_line, portrait, scheme_of, tone_line, voice_line
 from ..quality.cliches import cliches, cliches_of, kind_of, read_cliches, topics_of
@@ -87,7 +86,7 @@ def _topic(text: str) -> str:
     "The topic of the list of clichés that a text is nearest to."
     near = topics_of(text)
     ws = set(sketch_words(text))
-    count = lambda t: sum(w in ws for w in THEMES.get(t, t).split())
+    count = lambda t: sum(w in ws for w in (THEMES.get(t) or t).split())
     return max(near, key=count) if near else "anywhere"
 
 def avoided(rng: random.Random, p: Piece) -> str:
@@ -180,7 +179,7 @@ def critique(
     for f in found:
         place = f[2].split(",")[0]
         if not kinds[f[1]] and not kinds[place] and len(chosen) < 3: chosen.append(f); kinds.update((f[1], place))
-    chosen.sort(key=lambda f: int(re.search(r"\d+", f[2])[0]))
+    chosen.sort(key=lambda f: int(re.findall(r"\d+", f[2])[0]))
     things, ends, feet = images(rng, p, 6), [opening_words(line.split()[-1]) for line in p.lines], Counter(analyse(p.text).poem.feet).most_common(1)
     tell = lambda t: pick(rng, REMEDIES[t]).format(thing=rng.choice(things), other=rng.choice(ends), feet=feet[0][0] if feet else 4)
     return f"What works: {praise(rng, p)}\n\nIssues:\n" + "\n".join(f"- {t}, {place}: {tell(t)}" for _, t, place in chosen)

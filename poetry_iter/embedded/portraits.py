@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .language import MOODS, STOP, THEMES, parts, sketch_words, stanzas
+from .language import MOODS, STOP, THEMES, parts, sketch_words
 from ..quality.cliches import kind_of
 from ..verse.form_parts import analyse
 from ..verse.schemes import canonical
@@ -82,7 +82,7 @@ def reduced(m: np.ndarray, dims: int, seed: int) -> np.ndarray:  # rows of lengt
 # %% ../../nbs/lib/embedded/02_portraits.ipynb #66adc248
 def clustered(x: np.ndarray, k: int, seed: int, turns: int = 30) -> np.ndarray:  # a number for each row
     "Spherical k-means."
-    centre = x[np.random.default_rng(seed).permutation(len(x))[:k]]
+    centre, at = x[np.random.default_rng(seed).permutation(len(x))[:k]], np.zeros(len(x), int)
     for _ in range(turns):
         at = (x @ centre.T).argmax(1)
         sums = np.zeros_like(centre)

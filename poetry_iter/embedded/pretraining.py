@@ -124,7 +124,7 @@ class Maker:
     ):
         self.idf, self.fields, self.aux, self.longest = idf, fields, aux, longest
         names = ("base", "chat", "thinking-keep")
-        self.renderers = {k: get_renderer(k, tokenizer) for k in names}
+        self.renderers: dict[str, Any] = {k: get_renderer(k, tokenizer) for k in names}
         self.listing = {k: get_renderer(k, tokenizer) for k in names}
         for r in self.listing.values(): r.instruction = LIST
         self.fixed = {}  # prompts of another poem: what a prompt has in common with them is the same for every poem
@@ -147,9 +147,9 @@ class Maker:
         r = (self.renderers if kind == "describe" else self.listing)[name]
         return self.weighed(self.describing(r, Poem(title, text), said), (name, kind), lambda: r.describe(Poem("Ab", "cd")))
 
-    def described(self, kind, title, text, seed):
+    def described(self, kind: str, title: str, text: str, seed: int) -> str:
         "A portrait, a sketch, or nothing."
-        return None if kind == "none" else sketch(text, seed, self.idf) if "list" in kind else portrait(text, seed, self.fields, title)
+        return "" if kind == "none" else sketch(text, seed, self.idf) if "list" in kind else portrait(text, seed, self.fields, title)
 
     def exercised(self, rng, kind, name, p):
         "An exercise; a request also in the format of a description."
@@ -313,7 +313,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95): super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        "One step; a closure is not called."
         for group in self.param_groups:
             shapes, beta = {}, group["momentum"]
             for p in group["params"]:
