@@ -108,9 +108,9 @@ def dumps(
     **kwargs,  # passed on to `json.dumps`
 ) -> str:  # one line of JSON
     "Strict JSON: UTF-8 as it is, keys in the order given, no NaN and no infinity (`ValueError`)."
-    return json.dumps(obj, ensure_ascii=False, allow_nan=False, default=_plain, **kwargs)
+    return json.dumps(obj, ensure_ascii=False, allow_nan=False, default=_jsonable, **kwargs)
 
-def _plain(obj):
+def _jsonable(obj):
     "What JSON does not know: paths, numpy and torch scalars and arrays."
     if isinstance(obj, Path): return str(obj)
     if hasattr(obj, "tolist"): return obj.tolist()

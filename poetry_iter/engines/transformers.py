@@ -302,7 +302,7 @@ def _completion(tokenizer, tokens, end):
 
 # %% ../../nbs/lib/engines/05_transformers.ipynb #c94559a2
 def _padded(engine, prompts, n, end, pick, luck, room, budget, step) -> list[list[int]]:
-    "As `decode`, for any model."
+    "As `decode_rows`, for any model."
     out, luck = [[] for _ in luck], luck.to(engine.device)
     for group in batches([(len(p) + r) * n for p, r in zip(prompts, room)], budget):
         samples = torch.tensor([i * n + j for i in group for j in range(n)], device=engine.device)

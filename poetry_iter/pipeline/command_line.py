@@ -53,7 +53,7 @@ def _runs(args):
 
     if args.action == "compare":
         if len(args.names) < 2: raise UserError("runs compare: name two runs or more; `poetry-iter runs` lists them")
-        from poetry_iter.display import paired_differences
+        from poetry_iter.reports import paired_differences
 
         runs = [find_run(n) for n in args.names]
         print(compare_runs(runs).to_string())
