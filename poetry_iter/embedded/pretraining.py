@@ -180,9 +180,8 @@ def pools(
     poems: list[tuple[str | None, str]],  # title and text
     seed: int,
     start: int = 0,  # the pool to begin with
-    size: int = 660,  # examples
+    size: int = 640,  # examples
     most: Callable = lambda pool: (8, 12, 12, 16, 24),  # lines of a piece, one drawn for each
-    each: int = 3,  # examples of a piece
     kinds: Callable = lambda pool: POOL_KINDS,
 ) -> Iterator[tuple[int, list]]:  # its number, its examples
     "Endless pools of examples; a longer poem comes up more often."
@@ -190,14 +189,13 @@ def pools(
     k, perm = start, order
     while True:
         rng, out = random.Random(f"{seed}/{k}"), []
-        n = size // each
-        for j in range(k * n, (k + 1) * n):
+        for j in range(k * size, (k + 1) * size):
             epoch, at = divmod(j, len(order))
-            if j == k * n or at == 0:
+            if j == k * size or at == 0:
                 perm = list(order)
                 random.Random(f"{seed}/epoch {epoch}").shuffle(perm)
             title, text = piece(rng, poems[perm[at]][0], poems[perm[at]][1], rng.choice(most(k)))
-            out += [maker(rng, kind, title, text) for kind in rng.choices(list(kinds(k)), list(kinds(k).values()), k=each)]
+            out.append(maker(rng, rng.choices(list(kinds(k)), list(kinds(k).values()))[0], title, text))
         yield k, out
         k += 1
 
@@ -375,7 +373,7 @@ def pretrain(
     weight_decay: float = 0.01,
     decay: int = 1500,  # the last so many steps go down
     short_steps: int = 600,  # about so many steps begin with pieces of at most 8 lines, and with writing and describing alone
-    pool: int = 660,  # examples
+    pool: int = 640,  # examples
     seed: int = 0,
     eval_every: int = 250,  # steps
     save_every: float = 300,  # seconds
