@@ -65,7 +65,8 @@ def p_of_items(lm: Engine, way: Way, items: list[Item]) -> list[float]:
 
 def poem_losses(lm: Engine, rows: list[dict]) -> list[float]:
     "The model's own loss of a poem, in nats a token."
-    examples = [lm.renderer.chat_example([{"role": "user", "content": "Poem:"}, {"role": "assistant", "content": r["text"]}]) for r in rows]
+    talk = with_roles(lm.renderer)
+    examples = [talk.chat_example([{"role": "user", "content": "Poem:"}, {"role": "assistant", "content": r["text"]}]) for r in rows]
     fits = [len(e) <= lm.context_length for e in examples]
     found = iter(lm.token_losses([e for e, ok in zip(examples, fits) if ok]))
     losses = [float(np.mean(next(found))) if ok else np.nan for ok in fits]
