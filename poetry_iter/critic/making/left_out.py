@@ -22,6 +22,7 @@ from ..metrics import Judged, confusion_table, weighted_figures
 from ..student import Way, p_of_one, question_lengths, stratified, student_rows
 from ...engine import Engine, ModelSpec, open_engine
 from ...training import Training, train
+from ...workshop.conversations import with_roles
 
 # %% ../../../nbs/lib/critic/making/02_left_out.ipynb #dcee4745
 def as_item(row: dict) -> Item:
