@@ -5,7 +5,7 @@ BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: run test lab docs bench soak format lint lock readme
+.PHONY: run test lab docs bench soak format lint lock readme dockerfile tinker-server
 
 run: .venv  ## the self-improving loop on the embedded model and the shipped poems
 	$(BIN)/poetry-iter run loop
@@ -30,6 +30,19 @@ bench: .venv  ## speed as ratios, measured in one run
 
 readme: .venv  ## README.md from nbs/index.ipynb
 	$(BIN)/python docs/readme.py
+
+dockerfile:  ## cloud/Dockerfile from settings.ini
+	$(PYTHON) cloud/dockerfile.py
+
+tinker-server: .tinker-venv  ## an open Tinker server for the embedded model, on the CPU: TINKER_BASE_URL=http://127.0.0.1:8765 poetry-iter run loop -p engine=tinker
+	.tinker-venv/bin/python cloud/tinker_server.py $(ARGS)
+
+# 2.2 GB, three minutes; torch first, so that no other package chooses it
+.tinker-venv:
+	$(PYTHON) -m venv .tinker-venv.new
+	.tinker-venv.new/bin/python -m pip install -q "$$(sed -n 's/^requirements = \(torch[^ ]*\).*/\1/p' settings.ini)"
+	.tinker-venv.new/bin/python -m pip install -q "skyrl[tinker,jax]==0.3.0"
+	mv .tinker-venv.new .tinker-venv
 
 format: .venv
 	$(BIN)/ruff format tests bench docs setup.py

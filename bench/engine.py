@@ -16,11 +16,12 @@ from transformers.utils import logging
 
 from poetry_iter.core import root
 from poetry_iter.engine import ModelSpec, Sampling, open_engine
+from poetry_iter.engines.gguf import write_gguf
 from poetry_iter.engines.transformers import Transformers
 from poetry_iter.poems import load_poems
 
 VENV = root() / ".bench-venv"
-PEERS = ["transformers==5.17.0", "lm-eval==0.4.13", "gguf==0.19.0", "llama-cpp-python==0.3.36"]  # torch comes first, as pinned in settings.ini
+PEERS = ["transformers==5.17.0", "lm-eval==0.4.13", "llama-cpp-python==0.3.36"]  # torch comes first, as pinned in settings.ini
 logging.disable_progress_bar()
 
 
@@ -78,7 +79,8 @@ class Job:
         "Another package in its own environment, on the same tokens."
         split = [(e.tokens[: len(e) - sum(e.mask)], e.tokens[len(e) - sum(e.mask) :]) for e in self.examples]
         with tempfile.TemporaryDirectory() as work:
-            job = {"threads": torch.get_num_threads(), "n": self.n, "end": self.end, "max_new_tokens": self.sampling.max_new_tokens, "prompts": self.prompts, "examples": split, "work": work}
+            gguf = write_gguf(folder, Path(work) / "model.gguf", dtype="F32") if how != "hflm" else ""
+            job = {"threads": torch.get_num_threads(), "n": self.n, "end": self.end, "max_new_tokens": self.sampling.max_new_tokens, "prompts": self.prompts, "examples": split, "gguf": str(gguf)}
             env = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": str(torch.get_num_threads())}
             done = subprocess.run([VENV / "bin/python", root() / "bench/peers.py", how, str(folder)], input=json.dumps(job), capture_output=True, text=True, env=env)
         if done.returncode: return None

@@ -4,7 +4,6 @@ import json
 import resource
 import sys
 import time
-from pathlib import Path
 
 
 def hflm(folder, job):
@@ -18,44 +17,14 @@ def hflm(folder, job):
     return clocked(lambda: lm._loglikelihood_tokens(rows, disable_tqdm=True), sum(len(r) for _, r in job["examples"]))
 
 
-def to_gguf(folder, out):
-    "A Qwen3 of transformers as GGUF, without a vocabulary: prompts come as tokens."
-    import gguf
-    from safetensors.torch import load_file
-
-    c = json.loads((Path(folder) / "config.json").read_text())
-    w = gguf.GGUFWriter(out, "qwen3")
-    w.add_context_length(2048)
-    w.add_embedding_length(c["hidden_size"])
-    w.add_block_count(c["num_hidden_layers"])
-    w.add_feed_forward_length(c["intermediate_size"])
-    w.add_head_count(c["num_attention_heads"])
-    w.add_head_count_kv(c["num_key_value_heads"])
-    w.add_key_length(c["head_dim"])
-    w.add_value_length(c["head_dim"])
-    w.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    w.add_rope_freq_base((c.get("rope_parameters") or c)["rope_theta"])
-    w.add_vocab_size(c["vocab_size"])
-    w.add_tokenizer_model("no_vocab")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, c["num_hidden_layers"])
-    for name, x in load_file(Path(folder) / "model.safetensors").items():
-        if name != "lm_head.weight": w.add_tensor(names.get_name(name, try_suffixes=(".weight",)), x.float().numpy())
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
-
-
 def llama(folder, job, at_once=20):
     "llama.cpp: each prompt is read once and shared by its n samples; so many prompts at a time."
     import llama_cpp as L
 
-    path = str(Path(job["work"]) / "model.gguf")
-    to_gguf(folder, path)
     L.llama_backend_init()
     silent = L.llama_log_callback(lambda *_: None)  # kept: the library holds no reference
     L.llama_log_set(silent, None)
-    model = L.llama_model_load_from_file(path.encode(), L.llama_model_default_params())
+    model = L.llama_model_load_from_file(job["gguf"].encode(), L.llama_model_default_params())
     n, end, most = job["n"], job["end"], job["max_new_tokens"]
     longest = max(map(len, job["prompts"]))
     p = L.llama_context_default_params()

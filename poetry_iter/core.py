@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DISK_FULL', 'MOST_BYTES', 'UserError', 'plain', 'root', 'house', 'workplace', 'locate', 'shared_data', 'known_keys',
-           'scrub', 'dumps', 'write_bytes', 'write_text', 'write_json', 'write_jsonl', 'read_bytes', 'read_text',
-           'decode_text', 'read_json', 'first_line', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'digest', 'seed_of']
+           'scrub', 'dumps', 'write_bytes', 'write_text', 'write_json', 'write_jsonl', 'write_whole', 'read_bytes',
+           'read_text', 'decode_text', 'read_json', 'first_line', 'iter_jsonl', 'read_jsonl', 'append_jsonl', 'digest',
+           'seed_of', 'count_threads']
 
 # %% ../nbs/lib/00_core.ipynb #cbe31b0e
 import base64
@@ -17,8 +18,10 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import AnyStr
@@ -149,9 +152,9 @@ def dumps(
     **kwargs,  # passed on to `json.dumps`
 ) -> str:  # one line of JSON
     "Strict JSON: UTF-8 as it is, keys in the order given, no NaN and no infinity (`ValueError`)."
-    return json.dumps(obj, ensure_ascii=False, allow_nan=False, default=_plain, **kwargs)
+    return json.dumps(obj, ensure_ascii=False, allow_nan=False, default=_jsonable, **kwargs)
 
-def _plain(obj):
+def _jsonable(obj):
     "What JSON does not know: paths, numpy and torch scalars and arrays."
     if isinstance(obj, Path): return str(obj)
     if hasattr(obj, "tolist"): return obj.tolist()
@@ -190,6 +193,29 @@ def write_json(path: str | Path, obj) -> Path:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> Path:
     "`write_bytes` for rows, one JSON object a line."
     return write_text(path, "".join(dumps(row) + "\n" for row in rows))
+
+# %% ../nbs/lib/00_core.ipynb #c95a7662
+@contextmanager
+def write_whole(
+    path: str | Path,  # a file or a folder; its folders are made
+    size: int = 0,  # bytes that it will take
+) -> Iterator[Path]:  # the place to write to
+    "A file or a folder, whole or not at all; raises `UserError` when there is no room for it."
+    path = Path(path)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < size: raise UserError(f"cannot write {path}: it takes {size:,} bytes and {free:,} are free; nothing was changed. Free some space or name another place")
+        yield tmp
+        if path.is_dir(): shutil.rmtree(path)
+        os.replace(tmp, path)
+    except OSError as e:
+        if e.errno not in (*DISK_FULL, errno.EACCES, errno.EROFS, errno.ENOTDIR): raise
+        raise UserError(f"cannot write {path}: {e.strerror or e}; nothing was changed. Free some space or name another place") from e
+    finally:
+        if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
+        else: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/lib/00_core.ipynb #b7f22000
 MOST_BYTES = 1 << 29  # of a file that is read into memory: 512 MiB
@@ -306,3 +332,11 @@ def seed_of(
 ) -> int:  # in [0, 2**63)
     "A seed that depends on every part and on nothing else."
     return int(digest([str(p) for p in parts]), 16) >> 1
+
+# %% ../nbs/lib/00_core.ipynb #8d6586cf
+def count_threads() -> int:
+    "Threads for linear algebra: `OMP_NUM_THREADS`, or as many as there are processors for this one."
+    given = os.environ.get("OMP_NUM_THREADS") or ""
+    if not given: return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not given.isdecimal() or not 1 <= int(given) < 10**4: raise UserError(f"OMP_NUM_THREADS: expected a whole number, 1 or more, found {given[:40]!r}; unset it, or set one number")
+    return int(given)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DESCRIBE', 'READER', 'POET', 'UNDESCRIBED', 'RENDERERS', 'Example', 'Ended', 'Written', 'Message', 'Completion',
            'Parsed', 'Renderer', 'Base', 'Chat', 'Thinking', 'ThinkingKeep', 'get_renderer', 'QuickTokenizer',
-           'quick_tokenizer']
+           'compile_template', 'quick_tokenizer']
 
 # %% ../nbs/lib/02_renderers.ipynb #eae2f7c1
 import re
@@ -342,7 +342,7 @@ class QuickTokenizer:
         id_of = lambda name: self._tokenizer.token_to_id(self._named[name]) if name in self._named else None
         self.bos_token_id, self.eos_token_id = id_of("bos_token"), id_of("eos_token")
         self.all_special_ids = [i for name in self._named if (i := id_of(name)) is not None]
-        self._template: Any = _template(template) if template else None  # of jinja2
+        self._template: Any = compile_template(template) if template else None  # of jinja2
 
     def get_vocab(self) -> dict[str, int]: return self._tokenizer.get_vocab()
 
@@ -357,7 +357,7 @@ class QuickTokenizer:
     def apply_chat_template(self, messages: list[Message], tokenize: bool = False, **kwargs) -> str:
         return self._template.render(messages=messages, tools=None, documents=None, **self._named, **kwargs)
 
-def _template(text: str):
+def compile_template(text: str):
     "A chat template, compiled as transformers does it."
     import json
 

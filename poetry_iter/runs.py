@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ADJECTIVES', 'POETS', 'VERSIONED', 'PLAN_TYPE', 'run_name', 'MetricRow', 'metric_row', 'RunConfig', 'Run', 'open_run',
-           'versions', 'git_state', 'poems_hash', 'count_threads', 'make_config', 'check_same', 'drift', 'StagePlan',
-           'keep_reference', 'ReferenceRun', 'reference_runs', 'find_run', 'list_runs', 'compare_runs']
+           'versions', 'git_state', 'poems_hash', 'make_config', 'check_same', 'drift', 'StagePlan', 'keep_reference',
+           'ReferenceRun', 'reference_runs', 'find_run', 'list_runs', 'compare_runs']
 
 # %% ../nbs/lib/08_runs.ipynb #5253b1ac
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from .core import UserError, append_jsonl, digest, dumps, house, locate, read_json, read_jsonl, seed_of, workplace, write_jsonl
+from .core import UserError, append_jsonl, count_threads, digest, dumps, house, locate, read_json, read_jsonl, seed_of, workplace, write_jsonl
 from .engine import Checkpoint
 
 # %% ../nbs/lib/08_runs.ipynb #5b70462e
@@ -188,13 +187,6 @@ def poems_hash(path: str | Path | list[str]) -> str:
         if not place.exists(): raise UserError(f"{place}: there is no such file; relative paths start at the root of the project")
         files += sorted(f for f in place.iterdir() if f.is_file()) if place.is_dir() else [place]
     return digest([digest(f.read_bytes()) for f in files])
-
-def count_threads() -> int:
-    "Threads for linear algebra: `OMP_NUM_THREADS`, or as many as there are processors for this one."
-    given = os.environ.get("OMP_NUM_THREADS") or ""
-    if not given: return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not given.isdecimal() or not 1 <= int(given) < 10**4: raise UserError(f"OMP_NUM_THREADS: expected a whole number, 1 or more, found {given[:40]!r}; unset it, or set one number")
-    return int(given)
 
 def make_config(
     experiment: str,  # as loop

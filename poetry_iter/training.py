@@ -40,6 +40,7 @@ class Training:
     saves: int = 2  # checkpoints a round, from which a killed run goes on
     gradient_checkpointing: bool = False  # less memory, more time
     in_order: bool = False  # the examples as they are given, batch by batch; otherwise shuffled
+    processes: int = 1  # that train together, under accelerate launch; the losses are those of one
     seed: int = 0
 
     def __post_init__(self):
@@ -49,6 +50,7 @@ class Training:
         if self.batch_size < 1 or self.micro_batch_size < 1: raise UserError(f"batch sizes are 1 or more, found {self.batch_size} and {self.micro_batch_size}")
         if self.batch_size > self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise UserError(f"a batch of {self.batch_size} examples cannot be made of micro-batches of {self.micro_batch_size}: one must divide the other")
+        if self.processes < 1 or self.batch_size % self.processes: raise UserError(f"a batch of {self.batch_size} examples cannot be dealt to {self.processes} processes; let it be a multiple of them")
         if self.lora_rank < 1 or self.epochs < 1: raise UserError(f"lora_rank and epochs are 1 or more, found {self.lora_rank} and {self.epochs}")
 
     def steps(self, examples: int) -> int:
@@ -144,7 +146,7 @@ def train(
 ) -> Result:
     "Train the adapter on the examples, and leave a checkpoint; a killed call goes on from where it stopped, a whole one is not made again."
     settings = settings or Training()
-    require(lm.spec.engine, "trains", what="training")
+    require(lm, "trains", what="training")
     names = names and names * settings.epochs
     kept, proof = prove(examples * settings.epochs, lm.renderer, min(settings.max_tokens, lm.context_length), names)
     return {**proof, **lm.train(kept, out, settings, total_steps or settings.steps(len(kept)), previous, facts)}

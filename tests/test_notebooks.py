@@ -136,7 +136,7 @@ def test_the_stages_of_an_experiment_agree(folder):
             assert len(p.domain.all()) > 1
         if isinstance(p.domain, Range) and isinstance(p.domain.high, str):
             assert p.domain.high in everything, f"{k}: {p.domain} names no parameter"
-    needed = {name for rule in experiment.rules.values() for name in names_in(rule["holds"])} | names_in(experiment.rounds) | experiment.skips.keys()
+    needed = {name for rule in experiment.rules.values() for name in names_in(rule["holds"])} | names_in(experiment.rounds) | {n for said in experiment.skips for n in names_in(said)}
     assert needed <= everything.keys()
     assert {s for left_out in experiment.skips.values() for s in left_out} <= set(experiment.stages)
     assert set(reckon(experiment, values)) <= set(experiment.stages)
@@ -246,7 +246,7 @@ def test_arrows_point_one_way():
 
 # ------------------------------------------------------------------ one seam to the engines
 
-BEHIND = {"torch", "peft", "transformers", "trl", "accelerate", "bitsandbytes", "unsloth"}  # packages
+BEHIND = {"torch", "peft", "transformers", "trl", "accelerate", "bitsandbytes", "unsloth", "llama_cpp"}  # packages
 INSIDE = {"lm", "get_base_model", "peft_config", "get_output_embeddings", "from_pretrained", "load_adapter"}  # attributes of what they give
 FILES = ("adapter_model.safetensors", "adapter_config.json", "made_with.json")
 MAKES_MODELS = {"embedded/pretraining.py", "critic/reinforcement.py"}  # a model made from nothing, with torch; an experiment with TRL's own trainer

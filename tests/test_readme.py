@@ -21,7 +21,7 @@ def test_readme_is_fresh():
 
 
 def test_the_results_are_those_of_outputs_reference():
-    from poetry_iter.display import results_table
+    from poetry_iter.reports import results_table
 
     text = (HOUSE / "README.md").read_text()
     shown = {cells[0]: cells[1:] for line in text.splitlines() if line.startswith("| more-") and " − " not in line for cells in [[c.strip() for c in line.strip("|").split("|")]]}
@@ -30,7 +30,7 @@ def test_the_results_are_those_of_outputs_reference():
 
 
 def test_runs_kept_as_tables_are_found_by_name():
-    from poetry_iter.display import paired_differences
+    from poetry_iter.reports import paired_differences
     from poetry_iter.runs import find_run
 
     table = paired_differences([find_run("more-random-both"), find_run("outputs/reference/more-contrast-both")]).round(3)

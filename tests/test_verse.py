@@ -146,7 +146,7 @@ def test_forms():
     assert not forms.check("A sonnet, a sonnet, I say!\nIt is a sonnet.", "sonnet").accepted
     assert forms.check("an old silent shed\na swallow comes in and stays\nall the long summer", "haiku").accepted
     assert "line 2" in " ".join(forms.check("an old silent shed\na swallow comes in\nall the long summer", "haiku").deviations)
-    with pytest.raises(UserError, match="villanelle"):
+    with pytest.raises(UserError, match="couplet sonnet"):
         forms.check(SONNET, "sonnnet")
     lines = SONNET.split("\n")
     lines[6] = "And think how little of the day remains,"

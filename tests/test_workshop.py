@@ -233,7 +233,7 @@ def test_write_refuses_what_it_cannot_do(house):
         ([" "], "say what the poem is to be about"),
         (["a poem", "--form", "sonet"], "no form is called"),
         (["a poem", "--run", "nobody"], "there is no folder"),
-        (["a poem", "--model", "x.gguf"], "GGUF"),
+        (["a poem", "--model", "x.gguf"], "there is no such file"),
     ):
         done = house.cli("write", *args)
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr

@@ -121,7 +121,7 @@ def summarize_runs(folder: str | Path | None = None):  # default: outputs/; → 
             rows += [{"split": split, "run": found["run"], "judge": name, "n": m["n"], "chosen": name == found["chosen"], **{k: m[k] for k in SHOWN}} for name, m in judges.items()]
     t = pd.DataFrame(rows, columns=["split", "run", "judge", "n", "chosen", *SHOWN]).sort_values(["split", "run"], kind="stable")
     write_text(folder / "critic_summary.csv", t.to_csv(index=False))
-    from poetry_iter.display import write_report
+    from poetry_iter.reports import write_report
 
     write_report(folder / "critic_summary.html", "The critics", [(f"Split: {split}", f"{block.run.nunique()} runs.", block.drop(columns="split").set_index("run")) for split, block in t.groupby("split")])
     return t

@@ -26,7 +26,8 @@ from ..engine import ENGINES, Can, ModelSpec, Sampling, Trained
 from .decoding import choose, decode_rows
 from .forward import Forward, forward_of, forward_losses
 from .devices import best_device, torch_dtype
-from .lora import adapter_digest, fresh_adapter, load_adapter, train_adapter
+from .launch import launch
+from .lora import adapter_digest, fresh_adapter, load_adapter, ranks_here, train_adapter
 from .weights import check_model_folder, context_length, model_hash
 from ..renderers import Completion, Example, Renderer, get_renderer
 
@@ -178,8 +179,17 @@ class Transformers:
         "The loss of each target token; raises `UserError` for an example over the context."
         return token_losses(self, examples, batch_size, progress, tokens_per_batch, head_rows)
 
+    @torch.inference_mode()
+    def log_probs(self, example: Example) -> np.ndarray:  # (targets, vocabulary), float32
+        "The logarithms of the probabilities of every token where a target stands; raises `UserError` for an example over the context."
+        _check_lengths(self, [len(example)])
+        ids, wanted = torch.tensor([example.tokens], device=self.device), torch.tensor(example.mask[1:], dtype=torch.bool, device=self.device)
+        with _inference(self): logits = self.lm(input_ids=ids).logits[0, :-1][wanted]
+        return logits.float().log_softmax(-1).cpu().numpy()
+
     def train(self, examples: list[Example], out: str | Path, settings, total_steps: int, previous: str | None = None, facts: dict | None = None) -> Trained:
-        "Train the adapter on the examples, and leave a checkpoint."
+        "Train the adapter on the examples, here or in several processes, and leave a checkpoint."
+        if settings.processes > 1 and ranks_here()[1] == 1: launch(self, examples, out, settings, total_steps, previous, facts)
         return train_adapter(self, examples, Path(out), settings, total_steps, previous, facts)
 
     def __repr__(self): return f"{type(self).__name__}({self.spec}, {sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters, {self.device})"
@@ -302,7 +312,7 @@ def _completion(tokenizer, tokens, end):
 
 # %% ../../nbs/lib/engines/05_transformers.ipynb #c94559a2
 def _padded(engine, prompts, n, end, pick, luck, room, budget, step) -> list[list[int]]:
-    "As `decode`, for any model."
+    "As `decode_rows`, for any model."
     out, luck = [[] for _ in luck], luck.to(engine.device)
     for group in batches([(len(p) + r) * n for p, r in zip(prompts, room)], budget):
         samples = torch.tensor([i * n + j for i in group for j in range(n)], device=engine.device)

@@ -75,8 +75,9 @@ def _keep(path: Path, rows: dict) -> None:
     except UserError: pass  # it is read again
 
 def model_hash(name: str | Path) -> str:
-    "What identifies a base model: a hash of its config and of all its weights; a name on the hub stands for itself."
+    "What identifies a base model: a hash of its config and of all its weights; of a GGUF file that of the file; a name on the hub stands for itself."
     path = locate(name)
+    if path.is_file(): return file_hash(path)
     if not path.is_dir(): return str(name)
     return digest([read_json(path / "config.json"), [(f.name, file_hash(f)) for f in _weight_files(path)]])
 
@@ -100,13 +101,18 @@ def _hash_of_ends(name: str | Path, size: int = 2**20) -> str:
 ADAPTER = "adapter_model.safetensors"
 
 def made_with(path: str | Path) -> dict:
-    "What a checkpoint was made with: base, base_hash, renderer, step, contracts …; empty where nothing says so."
+    "What a checkpoint or a GGUF file was made with: base, base_hash, renderer, step, contracts …; empty where nothing says so."
+    if Path(path).suffix == ".gguf":
+        from poetry_iter.engines.gguf import read_gguf
+
+        return read_gguf(path).made_with
     file = Path(path) / "made_with.json"
     return read_json(file) if file.exists() else {}
 
 def adapter_hash(path: str | Path) -> str:
-    "What identifies an adapter's weights."
-    return file_hash(Path(path) / ADAPTER)
+    "What identifies an adapter's weights: a hash of them, or of the address where a service keeps them."
+    uri = str(path) if "://" in str(path) else made_with(path).get("uri")
+    return digest(uri) if uri else file_hash(path if Path(path).is_file() else Path(path) / ADAPTER)
 
 def check_adapter(
     path: str | Path,  # the adapter's folder
@@ -115,6 +121,7 @@ def check_adapter(
 ) -> dict:  # what it was made with
     "Raise `UserError` when a folder is no whole adapter, or was made with another base or renderer."
     path = Path(path)
+    if uri := made_with(path).get("uri"): raise UserError(f"adapter {path}: a service keeps its weights, at {uri}; open it with engine: {made_with(path)['engine']}")
     if not (path / "adapter_config.json").exists(): raise UserError(f"adapter {path}: no adapter_config.json there; name a checkpoint's folder")
     config, facts = read_json(path / "adapter_config.json"), made_with(path)
     if not isinstance(config, dict) or "r" not in config: raise UserError(f"adapter {path}: its adapter_config.json is none of LoRA's; name a checkpoint's folder")

@@ -13,7 +13,8 @@ from pathlib import Path
 from IPython.display import HTML
 from ..descriptions import write_from
 from ..core import UserError, root
-from ..display import text_card, ledger_cards, load_round, run_poems, side_by_side
+from ..display import text_card, ledger_cards, side_by_side
+from ..reports import load_round, run_poems
 from ..engine import Engine, ModelSpec, Sampling, open_engine
 from ..poems import Poem
 from ..runs import Run, list_runs

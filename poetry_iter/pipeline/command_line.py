@@ -53,7 +53,7 @@ def _runs(args):
 
     if args.action == "compare":
         if len(args.names) < 2: raise UserError("runs compare: name two runs or more; `poetry-iter runs` lists them")
-        from poetry_iter.display import paired_differences
+        from poetry_iter.reports import paired_differences
 
         runs = [find_run(n) for n in args.names]
         print(compare_runs(runs).to_string())
@@ -146,6 +146,16 @@ def _write(args):
     swap = {"always": True, "never": False}.get(args.swap)
     print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet)))
 
+def _chat(args):
+    from poetry_iter.use.chat import chat_main
+
+    chat_main(args.model, args.renderer, args.system, args.temperature, args.tokens, args.seed)
+
+def _serve(args):
+    from poetry_iter.use.server import serve_main
+
+    serve_main(args.model, args.run, host=args.host, port=args.port, places=args.places, tokens=args.tokens)
+
 def _ledger(args):
     from poetry_iter.teacher.ledger import ledger_main
 
@@ -161,6 +171,15 @@ def _judge(args):
     from poetry_iter.critic.judgement import judge_main
 
     print(judge_main(args.file, not args.label_only, args.json))
+
+def _export(args):
+    from poetry_iter.use.export import export_run, exported_lines
+
+    if args.examples < 1: raise UserError(f"--examples is 1 or more, found {args.examples}")
+    say = (lambda line: None) if args.quiet else lambda line: print(plain(line, lines=False), file=sys.stderr, flush=True)
+    found = export_run(args.run, args.quant, args.checkpoint, args.adapter, not args.uncertified, args.poems, args.examples, workplace() / args.out if args.out else None, args.renderer, say)
+    print(plain("\n".join(exported_lines(found))))
+    if failed := [e for e in found if e["file"] is None]: return _say("no file passes its certificate: " + "; ".join(f"{e['task']}: {e['certificate']['why']}" for e in failed if e["certificate"]), 1)
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #f2da6768
 def parser() -> argparse.ArgumentParser:
@@ -210,13 +229,41 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("request", help="as \"a poem about winter light\"")
     p.add_argument("--form", default="", help="sonnet, villanelle, ballad, haiku …: its verse is measured for the critique")
     p.add_argument("--run", metavar="NAME", help="whose educator and poet work (default: the newest of the workshop)")
-    p.add_argument("--model", help="a folder or a name on the hub, for both parts, in place of a run")
+    p.add_argument("--model", help="a folder, a name on the hub or a GGUF file (or EDUCATOR.gguf,POET.gguf), in place of a run")
     p.add_argument("--revisions", type=int, default=3, help="at the most (default: %(default)s)")
     p.add_argument("--tokens", type=int, default=1000, help="of the longest answer of each step (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--swap", choices=["auto", "always", "never"], default="auto", help="one model in memory at a time (default: when two do not fit)")
     p.add_argument("--out", metavar="FILE", help="the record of the session, JSON (default: in outputs/sessions)")
     p.add_argument("--quiet", action="store_true", help="print the poem alone")
+
+    p = add("chat", _chat, "talk with a model: of a run, a checkpoint, a GGUF file, or a base model")
+    p.add_argument("model", nargs="?", default="", metavar="MODEL", help="a run, RUN/CHECKPOINT, a folder, a .gguf file, or a name on the hub (default: choose from those that are here)")
+    p.add_argument("--renderer", choices=["base", "chat", "thinking", "thinking-keep"], help="in place of the one that it was made with")
+    p.add_argument("--system", default="", metavar="TEXT", help="what stands before the conversation")
+    p.add_argument("--temperature", type=float, default=0.6, help="0 always takes the likeliest token (default: %(default)s)")
+    p.add_argument("--tokens", type=int, default=512, help="of the longest answer (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0)
+
+    p = add("serve", _serve, "serve models over HTTP as Ollama and OpenAI speak it, and a page to write poems on")
+    p.add_argument("model", nargs="?", default="", metavar="MODEL", help="a run, RUN/CHECKPOINT, a folder, a .gguf file, or a name on the hub, for both parts of the workshop, or two as EDUCATOR,POET (default: the newest workshop's two, or the model that ships)")
+    p.add_argument("--run", metavar="NAME", help="whose educator and poet write on the page")
+    p.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs POETRY_ITER_KEY in the environment or .env (default: %(default)s)")
+    p.add_argument("--port", type=int, default=11435, help="0 takes any that is free (default: %(default)s)")
+    p.add_argument("--places", type=int, default=32, help="requests at work or waiting; more are told to come back (default: %(default)s)")
+    p.add_argument("--tokens", type=int, default=1024, help="of the longest answer (default: %(default)s)")
+
+    p = add("export", _export, "write what a run has trained as GGUF files that llama.cpp runs, each with a certificate")
+    p.add_argument("run", metavar="RUN|MODEL", help="a run's name or folder; or a model's folder, as data/model")
+    p.add_argument("--checkpoint", metavar="NAME", help="one of the run (default: the educator and the poet of a workshop, the last one of a loop)")
+    p.add_argument("--quant", default="Q4_K_M", metavar="NAME", help="Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16 or all; where it does not pass, the next larger one is taken (default: %(default)s)")
+    p.add_argument("--adapter", action="store_true", help="the base as one file and each adapter as a small one on it, so that two models need one base in memory")
+    p.add_argument("--uncertified", action="store_true", help="do not measure the files")
+    p.add_argument("--poems", metavar="FILE", help="held-out poems to measure on (default: what the run held out)")
+    p.add_argument("--examples", type=int, default=64, metavar="N", help="held-out texts at the most (default: %(default)s)")
+    p.add_argument("--renderer", default="chat", help="of a model that comes without a run (default: %(default)s)")
+    p.add_argument("--out", metavar="FOLDER", help="(default: export/ in the run's folder)")
+    p.add_argument("--quiet", action="store_true", help="print the table alone")
 
     teacher = add("teacher", None, "see what a paid teacher has cost").add_subparsers(metavar="ledger", required=True)
     p = teacher.add_parser("ledger", help="what was paid by each run, and the reservations that nothing has settled")

@@ -29,7 +29,7 @@ class Experiment:
     each: tuple[str, ...] = ()  # in every round
     last: tuple[str, ...] = ()  # once, after the rounds
     rounds: str = "1"  # an expression
-    skips: dict = field(default_factory=dict)  # parameter → stages that are left out where it is true
+    skips: dict = field(default_factory=dict)  # parameter, or `not parameter` → stages that are left out where that is true
     rules: dict = field(default_factory=dict)  # parameter → {holds: an expression, expected: what is said where it does not}
     estimate: dict = field(default_factory=dict)  # stage → {rows, tokens, dollars}: expressions for a dry run; `let` names parts of them
     report: str = "report.html"  # what a person opens at the end
@@ -92,7 +92,7 @@ def stage_order(
     rounds = calculate(experiment.rounds, parameters)
     if not isinstance(rounds, int): raise UserError(f"experiment {experiment.name}: rounds: {experiment.rounds}: expected a whole number, found {rounds!r}")
     body = [(n, stage) for n in range(1, rounds + 1) for stage in experiment.each]
-    left_out = {stage for name, stages in experiment.skips.items() if parameters.get(name) for stage in stages}
+    left_out = {stage for said, stages in experiment.skips.items() if names_in(said) <= parameters.keys() and calculate(said, parameters) for stage in stages}
     return [(n, s) for n, s in [*((0, s) for s in experiment.first), *body, *((0, s) for s in experiment.last)] if s not in left_out]
 
 # %% ../../nbs/lib/pipeline/02_experiments.ipynb #3a8e026c

@@ -154,8 +154,21 @@ def check_health() -> list[HealthPart]:
     space = HealthPart("disk", "space", free > 1, f"{free:.1f} GiB free", "a run of the default needs about 1 GiB, one of an 8 B model about 20", True)
     known = known_keys()
     keys = [HealthPart("key", k, k in known, "set" if k in known else "", f"no new answers of {who}") for k, who in key_names().items()]
+    keys += _services(known)
     keys.append(HealthPart("key", "HF_TOKEN", "HF_TOKEN" in known, "set" if "HF_TOKEN" in known else "", "no gated models of the hub"))
     return devices + engines + packages + [*_files(), space] + keys
+
+def _services(known: dict[str, str]) -> list[HealthPart]:
+    "The training service: whether its key works, and which models it has. It is asked only where there is a key or an address."
+    if not (known.get("TINKER_API_KEY") or os.environ.get("TINKER_BASE_URL")): return [HealthPart("service", "tinker", False, "", "no training on somebody else's GPUs (TINKER_API_KEY, or TINKER_BASE_URL)")]
+    from poetry_iter.engines.tinker import Service
+
+    try:
+        service = Service()
+        models = sorted(service.models())
+        service.close()
+    except UserError as e: return [HealthPart("service", "tinker", False, "", str(e))]
+    return [HealthPart("service", "tinker", True, f"{service.url}: {len(models)} models: {', '.join(models)}", "")]
 
 def _files() -> list[HealthPart]:
     try: model = (check_model("data/model"), f"{sum(f.stat().st_size for f in locate('data/model').iterdir()) / 2**20:.1f} MiB")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'GIVEN', 'Domain', 'Range', 'Choices', 'Checked', 'check_poems', 'check_model', 'check_engine', 'check_key',
-           'check_url', 'suggest', 'read_comment', 'Parameter', 'parse_parameters', 'resolve', 'parse_setting', 'cast',
-           'check_domains', 'calculate', 'names_in']
+           'check_url', 'check_quant', 'suggest', 'read_comment', 'Parameter', 'parse_parameters', 'resolve',
+           'parse_setting', 'cast', 'check_domains', 'calculate', 'names_in']
 
 # %% ../../nbs/lib/pipeline/01_parameters.ipynb #715d8d0f
 import ast
@@ -122,13 +122,15 @@ def check_engine(
     name: str,
     values: dict,  # `load_in_4bit` among them asks for one that can
 ) -> None:
-    "Raise `UserError` for an engine that there is not, that is not installed, or that cannot load in 4 bits."
-    from poetry_iter.engine import ENGINES, require
+    "Raise `UserError` for an engine that there is not, that is not installed, that cannot load in 4 bits, or that can less than the experiment needs; a server is asked."
+    from poetry_iter.engine import ENGINES, open_engine, require
 
     if name not in ENGINES: raise UserError(f"parameter engine: expected one of {', '.join(ENGINES)}, found {name!r}{suggest(name, ENGINES)}")
     able = [n for n, kind in ENGINES.items() if kind.can.load_in_4bit]
     if values.get("load_in_4bit") and name not in able: raise UserError(f"parameter load_in_4bit: expected engine {' or '.join(able)} with it, found {name}")
-    require(name, "scores", "trains", what="an experiment")
+    needs = ["scores", *([] if values.get("skip_training") else ["trains"])]
+    require(name, *needs, what="an experiment")
+    if ENGINES[name].asked: require(open_engine(_spec(name, values)), *needs, what="an experiment")
 
 def check_key(name: str, values: dict | None = None) -> None:
     "Raise `UserError` for a key in the place of its name; nothing passes."
@@ -138,11 +140,28 @@ def check_key(name: str, values: dict | None = None) -> None:
 
 def check_url(base_url: str, values: dict | None = None) -> None:
     "Raise `UserError` for what is no address, and for one with a key in it; nothing passes."
-    from poetry_iter.teacher.providers.registry import check_address
+    from poetry_iter.engines.servers import check_address
 
     if base_url: check_address(base_url)
 
-CHECKS: dict[str, Callable] = {"poems": check_poems, "model": check_model, "engine": check_engine, "key": check_key, "url": check_url}
+def _spec(engine: str, values: dict):
+    "The model that parameters name."
+    from poetry_iter.engine import ModelSpec
+
+    given = {"name": "model", **{k: k for k in ("renderer", "base_url")}}
+    return ModelSpec(engine=engine, **{k: values[p] for k, p in given.items() if p in values})
+
+def check_quant(
+    name: str,  # of a quantization, all, or nothing
+    values: dict | None = None,
+) -> None:
+    "Raise `UserError` for a quantization that there is not, or that cannot be made here."
+    if not name: return
+    from poetry_iter.use.export import check_export
+
+    check_export(name)
+
+CHECKS: dict[str, Callable] = {"poems": check_poems, "model": check_model, "engine": check_engine, "quant": check_quant, "key": check_key, "url": check_url}
 
 # %% ../../nbs/lib/pipeline/01_parameters.ipynb #8bea0307
 def suggest(word: str, known) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import UserError, locate, read_json, read_jsonl
+from ..engine import ENGINES, dollars
 from .experiments import Experiment, Stage, StageError, check_parameters, stage_order
 from .health import MODELS, memory, read_shape
 from .parameters import calculate
@@ -41,7 +42,7 @@ def _measured(path: Path) -> tuple[int, int]:  # rows, characters
 def _of_files(part: int) -> Callable:
     return lambda paths: sum(_measured(locate(p))[part] for p in ([paths] if isinstance(paths, str) else paths))
 
-COUNTS = {"count": _of_files(0), "tokens": lambda paths: _of_files(1)(paths) / CHARS_PER_TOKEN, "length": len}  # what `estimate` may call
+COUNTS = {"count": _of_files(0), "tokens": lambda paths: _of_files(1)(paths) / CHARS_PER_TOKEN, "length": len, "dollars": dollars}  # what `estimate` may call
 
 def reckon(
     experiment: Experiment,
@@ -115,7 +116,8 @@ def _ratio(now: dict, before: dict) -> float:
 # %% ../../nbs/lib/pipeline/04_plans.ipynb #00c28f4b
 def needed_memory(parameters: dict) -> dict[str, float]:  # generate, train → GiB; empty where the model's shape is not known
     "An estimate of the memory that the model of a run takes."
-    model, bits = parameters.get("model"), 4 if parameters.get("load_in_4bit") else 16
+    model, bits, kind = parameters.get("model"), 4 if parameters.get("load_in_4bit") else 16, ENGINES.get(parameters.get("engine", ""))
+    if kind and not kind.can.one_process: return {}  # it takes its room elsewhere
     shape = next((s for s in MODELS if s.name == model), None)
     if shape is None and model and (locate(model) / "config.json").is_file(): shape = read_shape(locate(model))
     if shape is None: return {}
@@ -160,10 +162,10 @@ class RunPlan:
         return sum(s.times * (s.seconds or 0) for s in self.steps) if any(s.seconds is not None for s in self.steps) else None
 
     def __str__(self):
-        number = lambda v: "?" if v is None else f"{v:,.0f}"
+        number, money = lambda v: "?" if v is None else f"{v:,.0f}", lambda v: f"{v:.2f}" if v == v else "?"
         lines = [("stage", "times", "rows", "tokens", "dollars", "time")]
-        lines += [(s.stage, str(s.times), number(s.rows), number(s.tokens), f"{s.dollars:.2f}", in_words(s.seconds)) for s in self.steps]
-        lines += [("all", str(sum(s.times for s in self.steps)), "", number(self.tokens), f"{self.dollars:.2f}", in_words(self.seconds))]
+        lines += [(s.stage, str(s.times), number(s.rows), number(s.tokens), money(s.dollars), in_words(s.seconds)) for s in self.steps]
+        lines += [("all", str(sum(s.times for s in self.steps)), "", number(self.tokens), money(self.dollars), in_words(self.seconds))]
         widths = [max(map(len, column)) for column in zip(*lines)]
         table = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip() for line in lines]
         time = f"time: as long as {self.like} took" if self.like else "time: no run of it on this model here yet, which could tell"

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import DISK_FULL, UserError, read_json, read_text, scrub, workplace, write_bytes, write_json
-from ..runs import Run, check_same, count_threads, drift, find_run, list_runs, make_config, run_name
+from ..core import DISK_FULL, UserError, count_threads, read_json, read_text, scrub, workplace, write_bytes, write_json
+from ..runs import Run, check_same, drift, find_run, list_runs, make_config, run_name
 from .experiments import Experiment, Stage, StageError, check_parameters, declared_parameters, get_experiment, load_stages, read_profile, stage_order
 from .kernels import Preloaded, kernel_env, preloaded
 from .parameters import Parameter, cast, parse_setting, resolve

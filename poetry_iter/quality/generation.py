@@ -19,7 +19,8 @@ from ..verse import forms
 from .cliches import cliches, concrete_share, topics_of
 from .variety import variety
 from ..core import UserError
-from ..display import text_card, side_by_side, write_report
+from ..display import text_card, side_by_side
+from ..reports import write_report
 from ..poems import Poem, words
 from ..scoring import Estimate, bootstrap
 from ..teacher.client import Request, Teacher

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from ..core import UserError, digest, scrub, write_bytes
 from .calls import Desk
-from .providers.registry import Trouble
+from ..engines.servers import Trouble
 from .requests import Reply, decode
 
 # %% ../../nbs/lib/teacher/04_batches.ipynb #a802bbed

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..core import UserError
 from .ledger import Ledger, Store, now
-from .providers.registry import Trouble, judge_error, pause
+from ..engines.servers import Trouble, judge_error, pause
 from .requests import Reply, charge, worst
 
 # %% ../../nbs/lib/teacher/03_calls.ipynb #07a10d0f

@@ -8,12 +8,35 @@ __all__ = ['ACCEPT', 'detect', 'check', 'report']
 # %% ../../nbs/lib/verse/08_forms.ipynb #b6e7937c
 import re
 from collections import Counter
+from difflib import get_close_matches
 
 from . import meter, rhyme
 from ..core import UserError
 from .form_parts import REGISTRY, Match, Part, agreement, analyse, best_rhymed, counted, foreign, form, in_stanzas, metered_as, rhymed_as, rhymed_share, same_words, scans_of, share_of
 from .pronunciation import pronounce, line_words
 from .schemes import canonical
+
+# %% ../../nbs/lib/verse/08_forms.ipynb #68b96a37
+ACCEPT = 0.6  # the score from which a text is said to have a form
+# one part that is this low spoils the whole, however well the others do
+_FLOORS = {"rhyme": 0.5, "lines": 0.5, "stanzas": 0.4, "refrains": 0.5, "end words": 0.5, "refrain": 0.6, "syllables": 0.4, "no rhyme": 0.3, "sonnets": 0.6}
+_STRICT = {"terza rima", "rhyme royal", "ottava rima", "Spenserian stanza", "couplet sonnet"}  # whose rhymes are what makes them
+
+def _value(parts):
+    total = sum(p.weight for p in parts)
+    value = 1.0
+    for p in parts: value *= max(p.score, 1e-3) ** (p.weight / total)
+    return value
+
+def _match(name, a):
+    f, *_ = REGISTRY[name]
+    if not a.lines: return Match(name, 0.0, False, (), ("the text is empty",))
+    parts, out = f(a)
+    score = round(_value(parts), 4)
+    if warning := foreign(a.text): parts, out, score = [*parts, Part("English", 0.1, 3)], [warning, *out], min(score, 0.55)
+    floors = _FLOORS | ({"rhyme": 0.75} if name in _STRICT else {})
+    if any(p.score < floors.get(p.name, 0) for p in parts): score = min(score, 0.55)
+    return Match(name, score, score >= ACCEPT, tuple(parts), tuple(out))
 
 # %% ../../nbs/lib/verse/08_forms.ipynb #9257c310
 _PENTAMETER = ("iambic",), (5,), "iambic pentameter"
@@ -229,7 +252,7 @@ def _terza(a):
     def wanted(rows): return "".join(chr(0x4E00 + k // 3 + (k % 3 == 1)) for k in range(rows))
     part, out = best_rhymed(a, [wanted(n), wanted(n - 2) + 2 * chr(0x4E00 + (n - 2) // 3)] if n % 3 == 2 else [wanted(n)])
     if n > 14 and n % 14 == 0 and [len(s) for s in a.stanzas] == [3, 3, 3, 3, 2] * (n // 14):  # sections that end in couplets of their own
-        part, out = rhymed_as(a, "".join(chr(0x4E00 + 5 * (k // 14) + (k % 14) // 3 + (k % 14 % 3 == 1 and k % 14 < 12) - (k % 14 >= 12) * 0) for k in range(n)))
+        part, out = rhymed_as(a, "".join(chr(0x4E00 + 5 * (k // 14) + (k % 14) // 3 + (k % 14 % 3 == 1 and k % 14 < 12)) for k in range(n)))
     if len(a.stanzas) == 1 and n == 14: return [part, Part("stanzas", 1.0, 1)], out
     return [part], out
 
@@ -257,7 +280,7 @@ def _ballad(a):
         odd += [letters.count(c) == 1 for c in letters[::2]]
         if len(scans) == len(a.lines): beats += [len(scans[at + k].feet) - (4, 3)[k % 2] for k in range(size)]
         at += size
-    built = share_of([s in (4, 8, 12) or (s in (5, 6, 7, 10, 11) and s % 1 == 0) for s in sizes]) * (1.0 if share_of([s % 4 == 0 for s in sizes]) > 0.6 else 0.9)
+    built = share_of([s in (4, 5, 6, 7, 8, 10, 11, 12) for s in sizes]) * (1.0 if share_of([s % 4 == 0 for s in sizes]) > 0.6 else 0.9)
     turn = share_of([b == 0 for b in beats])
     loose = share_of([abs(b) <= 1 for b in beats])
     abcb = share_of(odd)
@@ -378,28 +401,6 @@ def _prose(a):
     wrapped = len(lengths) > 3 and max(lengths) - sorted(lengths)[len(lengths) // 4] <= 14 and rhymed_share(a) < 0.35 and a.poem.fit < 0.56 and share_of([l[:1].islower() for l in a.lines[1:]]) > 0.5
     return [Part("paragraphs", 0.7 if wrapped else 0.05, 3)], [] if wrapped else ["the text is broken into lines"]
 
-# %% ../../nbs/lib/verse/08_forms.ipynb #68b96a37
-ACCEPT = 0.6  # the score from which a text is said to have a form
-# one part that is this low spoils the whole, however well the others do
-_FLOORS = {"rhyme": 0.5, "lines": 0.5, "stanzas": 0.4, "refrains": 0.5, "end words": 0.5, "refrain": 0.6, "syllables": 0.4, "no rhyme": 0.3, "sonnets": 0.6}
-_STRICT = {"terza rima", "rhyme royal", "ottava rima", "Spenserian stanza", "couplet sonnet"}  # whose rhymes are what makes them
-
-def _value(parts):
-    total = sum(p.weight for p in parts)
-    value = 1.0
-    for p in parts: value *= max(p.score, 1e-3) ** (p.weight / total)
-    return value
-
-def _match(name, a):
-    f, *_ = REGISTRY[name]
-    if not a.lines: return Match(name, 0.0, False, (), ("the text is empty",))
-    parts, out = f(a)
-    score = round(_value(parts), 4)
-    if warning := foreign(a.text): parts, out, score = [*parts, Part("English", 0.1, 3)], [warning, *out], min(score, 0.55)
-    floors = _FLOORS | ({"rhyme": 0.75} if name in _STRICT else {})
-    if any(p.score < floors.get(p.name, 0) for p in parts): score = min(score, 0.55)
-    return Match(name, score, score >= ACCEPT, tuple(parts), tuple(out))
-
 # %% ../../nbs/lib/verse/08_forms.ipynb #e2b8713c
 def detect(
     text: str,
@@ -418,10 +419,10 @@ def check(
 ) -> Match:
     "How a text keeps a form that was asked for."
     wanted = " ".join(str(form).lower().replace("-", " ").replace("_", " ").split())
-    names = [n for n in REGISTRY if n.lower() == wanted] or [n for n in REGISTRY if n.lower().rstrip("s") == wanted.rstrip("s")] or [n for n in REGISTRY if wanted and n.lower().endswith(" " + wanted)]
+    names = [n for n in REGISTRY if n.lower() == wanted] or [n for n in REGISTRY if n.lower().rstrip("s") == wanted.rstrip("s")] or [n for n in REGISTRY if wanted and n.lower().endswith(" " + wanted.removesuffix("s"))]
     if wanted == "english sonnet": names = ["Shakespearean sonnet"]
     if wanted == "italian sonnet": names = ["Petrarchan sonnet"]
-    if not names: raise UserError(f"no form is called {form!r}; there are: {', '.join(REGISTRY)}")
+    if not names: raise UserError(f"no form is called {form!r}; the nearest are {', '.join(get_close_matches(wanted, REGISTRY, 5, 0.0))}")
     a = analyse(str(text))
     return max((_match(n, a) for n in names), key=lambda m: m.score)
 

@@ -254,19 +254,21 @@ def _gain(pattern, band):
     return total
 
 # %% ../../nbs/lib/verse/05_schemes.ipynb #f84bb0ad
-_DEAF = -4.0  # log-odds under which no pattern makes two lines rhyme
+_DEAF = -4.5  # log-odds under which no pattern makes two lines rhyme
 
 def heard(
     pattern: str,
     i, j, odds,  # pairs of lines, and their log-odds
 ) -> str:
-    "Fours and eights whose lines 1 and 3 a pattern joins against the ear, while 2 and 4 do rhyme: ABAB → ABCB."
-    if len(pattern) not in (4, 8): return pattern
+    "In stanzas of up to nine lines a last line of its letter that rhymes by ear with none before it stands alone: ABAB → ABAC or ABCB."
+    if len(pattern) > 9: return pattern
     at = {(a, b): o for a, b, o in zip(i.tolist(), j.tolist(), odds.tolist())}
     out: list[str | tuple[str, int]] = list(pattern)
-    for k in range(0, len(pattern), 4):
-        if out.count(out[k]) == 2 and out[k] == out[k + 2] and at[k, k + 2] < _DEAF and out[k + 1] == out[k + 3] and at[k + 1, k + 3] > 0: out[k + 2] = ("alone", k)
+    for k, c in enumerate(pattern):
+        before = [at.get((x, k), 0.0) for x in range(k) if pattern[x] == c]
+        if before and c not in pattern[k + 1 :] and max(before) < _DEAF: out[k] = ("alone", k)
     return pattern if out == list(pattern) else canonical(out)
+
 
 # %% ../../nbs/lib/verse/05_schemes.ipynb #b6a27636
 def stanza_schemes(

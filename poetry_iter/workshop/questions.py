@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .tasks import poem_text, read_poem
 from ..core import UserError, read_jsonl, root, seed_of
-from ..engine import ModelSpec, spec_of
+from ..engine import ModelSpec, spec_named, spec_of
 from .gate import load_annotations
 from ..poems import Poem, words
 from ..runs import StagePlan
@@ -140,6 +140,7 @@ def open_teacher(
     from poetry_iter.teacher.client import make_teacher
 
     if provider in ("interim", "local"):
+        if model.endswith(".gguf"): return make_teacher("local", spec_named(model), cache_dir=None)
         rows = {c["name"]: c for c in run.checkpoints()}
         if provider == "interim" and provider + "_educator" not in rows: raise UserError(f"provider interim: {run.name} has trained no interim educator; run the stage 2_interim_educator, or name another provider")
         base = replace(base or ModelSpec(), name=model or (base or ModelSpec()).name)

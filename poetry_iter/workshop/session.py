@@ -16,7 +16,7 @@ from typing import Any
 
 from .tasks import ORDER, TASKS, contract_differences, measured, parse_brief
 from ..core import UserError, digest, plain, seed_of, workplace, write_json
-from ..engine import Engine, ModelSpec, Sampling, spec_of, trained_with
+from ..engine import Engine, ModelSpec, Sampling, spec_named, spec_of, trained_with
 from ..renderers import Completion, Ended, Parsed
 from ..runs import find_run, list_runs
 from .conversations import open_chat, with_roles
@@ -140,12 +140,14 @@ def session(
 # %% ../../nbs/lib/workshop/07_session.ipynb #5a2d32bf
 def players_of(
     run: str | None = None,  # its name (default: the newest workshop with a checkpoint)
-    model: str | None = None,  # a folder or a name on the hub, for both parts, in place of a run
+    model: str | None = None,  # a folder, a name on the hub or GGUF files (EDUCATOR.gguf,POET.gguf), in place of a run
     poet: str = "poet",  # name of the poet's checkpoint: poet or rhyme
 ) -> tuple[ModelSpec, ModelSpec, str]:  # educator, poet, and where they come from
     "The educator and the poet."
     if model and run: raise UserError("give a run or a model, not both")
-    if model and model.endswith(".gguf"): raise UserError(f"model {model}: a GGUF file cannot play here; name the folder of its model, or a name on the hub")
+    if model and model.endswith(".gguf"):
+        educator, _, poet = model.partition(",")
+        return spec_named(educator), spec_named(poet or educator), model
     if model: return ModelSpec(name=model), ModelSpec(name=model), f"{model}, which has not learned the workshop's prompts here"
     trained = lambda r: any(c["name"] in ("educator", poet) for c in r.checkpoints())
     runs = [find_run(run)] if run else [r for r in list_runs() if r.config.get("experiment") == "workshop" and trained(r)][-1:]

@@ -12,7 +12,8 @@ from datetime import datetime
 from itertools import islice
 
 from ...core import UserError, dumps
-from .registry import ProviderKind, Vendor, Wanted, connection, register
+from ...engines.servers import connection
+from .registry import ProviderKind, Vendor, Wanted, register
 from ..requests import Price, Reply, Request, decode, excerpt
 
 # %% ../../../nbs/lib/teacher/providers/02_anthropic.ipynb #2acfcfbe

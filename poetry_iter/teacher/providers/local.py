@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...core import UserError, seed_of
-from ...engine import Engine, ModelSpec, Sampling, identity_of, open_engine
+from ...engine import Engine, ModelSpec, Sampling, identity_of, open_engine, spec_named
 from .registry import ProviderKind, Wanted, register
 from ..requests import Price, Reply, Request
 
@@ -21,7 +21,7 @@ class Local:
     name, paid, repairs, stored, batches = "local", False, True, True, False
 
     def __init__(self, kind: ProviderKind, wanted: Wanted):
-        model = ModelSpec(name=wanted.model) if isinstance(wanted.model, str) else wanted.model
+        model = spec_named(wanted.model) if isinstance(wanted.model, str) else wanted.model
         if model is None: raise UserError("provider local: name a model")
         self._open: Engine | None = None if isinstance(model, ModelSpec) else model
         self.spec = spec = model if isinstance(model, ModelSpec) else model.spec
@@ -60,5 +60,5 @@ class Local:
                 out[i] = Reply(said.text.rpartition("</think>")[2].strip(), ended, {"input": len(prompts[i]), "output": len(said.tokens)}, why, self.model)
         yield from (out[i] for i in range(len(bodies)))
 
-LOCAL = ProviderKind(name="local", about="a model of this machine: a `ModelSpec`, a folder or a name on the hub; free", make=Local)
+LOCAL = ProviderKind(name="local", about="a model of this machine: a `ModelSpec`, a folder, a name on the hub or a GGUF file; free", make=Local)
 register(LOCAL)

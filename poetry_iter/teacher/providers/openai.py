@@ -7,7 +7,8 @@ __all__ = ['COMPATIBLE', 'chat_reply', 'OpenAI']
 
 # %% ../../../nbs/lib/teacher/providers/03_openai.ipynb #8e8e4bdb
 from ...core import UserError, dumps
-from .registry import ProviderKind, Vendor, Wanted, connection, register
+from ...engines.servers import connection
+from .registry import ProviderKind, Vendor, Wanted, register
 from ..requests import Price, Reply, Request, decode, excerpt
 
 # %% ../../../nbs/lib/teacher/providers/03_openai.ipynb #f243e406
