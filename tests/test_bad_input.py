@@ -393,7 +393,7 @@ def test_no_key_in_a_notebook(tiny):
 PASTED = {  # setting: the parameter that the sentence names
     "key_name=sk-open-sesame-0123456789": "key_name: expected the name of a variable",
     "base_url=https://vendor.org/v1?api_key=sk-open-sesame-0123456789": "base_url: more than an address stands in it",
-    "base_url=https://me:sk-open-sesame-0123456789@vendor.org/v1": "base_url: more than an address stands in it",
+    "base_url=https://me:sk-open-sesame-0123456789@vendor.org/v1": "base_url: a name or a password stands in it",
     "hard_model=sk-known-0123456789": "parameter hard_model: a key of this machine stands in it",
     "requests=[Write to sk-known-0123456789]": "parameter requests: a key of this machine stands in it",
 }

@@ -157,7 +157,7 @@ def check_key(name: str, values: dict | None = None) -> None:
 
 def check_url(base_url: str, values: dict | None = None) -> None:
     "Raise `UserError` for what is no address, and for one with a key in it; nothing passes."
-    from poetry_iter.teacher.providers.registry import check_address
+    from poetry_iter.engines.servers import check_address
 
     if base_url: check_address(base_url)
 
