@@ -39,7 +39,7 @@ def side_by_side(cards: list[str]) -> HTML:
 
 def in_rows(rows: list[list[str]]) -> HTML:
     "Rows of cards: what belongs together stays together, under one another on a narrow screen."
-    return HTML("".join(side_by_side(row).data for row in rows))
+    return HTML("".join(str(side_by_side(row).data) for row in rows))
 
 
 # %% ../nbs/lib/09_display.ipynb #b2fcff68

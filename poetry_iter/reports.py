@@ -135,7 +135,7 @@ def measure_table(
     rows = {}
     for n in names:
         m = MEASURES.get(n, Measure(n.replace("_", " "), ""))
-        rows[m.label] = {f"round {r}": _shown(*(t.loc[r, n + e] for e in ("", "_lo", "_hi")), m.unit) for r in t.index} | {"better": {"highest": "↑", "lowest": "↓"}.get(m.best, ""), "what it is": m.what}
+        rows[m.label] = {f"round {r}": _shown(t.loc[r, n], t.loc[r, f"{n}_lo"], t.loc[r, f"{n}_hi"], m.unit) for r in t.index} | {"better": {"highest": "↑", "lowest": "↓"}.get(m.best, ""), "what it is": m.what}
     return pd.DataFrame(rows).T
 
 
@@ -323,7 +323,7 @@ def _table_html(t) -> str:
 def _thing_html(thing) -> str:
     if hasattr(thing, "savefig"): return picture(thing)
     if hasattr(thing, "to_html"): return _table_html(thing)
-    return thing.data if isinstance(thing, HTML) else f"<p>{html.escape(str(thing))}</p>"
+    return str(thing.data) if isinstance(thing, HTML) else f"<p>{html.escape(str(thing))}</p>"
 
 def write_report(
     path: str | Path,

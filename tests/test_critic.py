@@ -19,6 +19,7 @@ from poetry_iter.runs import open_run
 from poetry_iter.teacher.client import make_teacher
 
 sys.path.insert(0, os.path.dirname(__file__))
+from conftest import kill_all, wait_for
 from vendor_server import KEY, serve
 
 HOUSE = Path(__file__).resolve().parents[1]
@@ -159,3 +160,32 @@ def test_the_rules_programs_take_any_text(shipped):
     rules = read_rulebook("data/rulebook")
     for text in (*(i.text for i in shipped[::9]), "…\n—\n\nHe did go", "one word", "\n".join(f"and line {k} did go" for k in range(60))):
         assert all(1 <= f["line"] <= len([line for line in text.split("\n") if line.strip()]) for f in check_rules(text, rules, 99))
+
+
+SMALL = dict(good_poems="", bad_poems="", val_share=0.25, test_share=0.25, epochs=1, eval_steps=1, train_batch_size=4, micro_batch_size=4, lora_rank=4, with_reasons=False, baselines=False)
+SIGNS = {"2_teach": "2_teach.running.ipynb", "3_student": "student/step_0001/made_with.json", "4_infer": "inference/student/manifest.json"}
+
+
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="two runs of five stages, minutes: SLOW=1 pytest tests/test_critic.py")
+def test_a_critic_killed_in_each_stage_is_the_critic_left_alone(house):
+    rows = [json.loads(line) for line in (HOUSE / "data/ordinary_poems.jsonl").read_text().splitlines()]
+    answered = {json.loads(line)["poem"].partition("\n")[0] for line in (HOUSE / "data/annotated/rationales.jsonl").read_text().splitlines()}
+    pairs = sorted({r["pair"] for r in rows if r["title"] in answered})[:8]
+    (house.path / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["pair"] in pairs))
+    arguments = [x for k, v in {**SMALL, "table": house.path / "some.jsonl"}.items() for x in ("-p", f"{k}={v}")]
+    one = {"env": {"OMP_NUM_THREADS": "1"}}
+    done = house.cli("run", "critic", "--run", "alone", *arguments, **one)
+    assert done.returncode == 0, done.stderr
+    command = ["run", "critic", "--run", "killed", *arguments]
+    for stage, sign in SIGNS.items():
+        process = house.start(*command, **one)
+        wait_for(house.run("killed") / sign, process)
+        kill_all(process)
+        assert f"{stage}.ipynb" not in house.notebooks("killed"), f"{stage} was over before the kill"
+        command = ["run", "critic", "--resume", "--run", "killed"]
+    done = house.cli(*command, **one)
+    assert done.returncode == 0, done.stderr
+    kinds = ("*.jsonl", "data_splits/*", "metrics_*.json", "seal.json", "inference/*/*.json", "student/*/adapter_model.safetensors")
+    files = {run: sorted(str(f.relative_to(house.run(run))) for kind in kinds for f in house.run(run).glob(kind)) for run in ("alone", "killed")}
+    assert files["alone"] == files["killed"] and len(files["alone"]) > 20
+    assert [n for n in files["alone"] if (house.run("alone") / n).read_bytes() != (house.run("killed") / n).read_bytes()] == []

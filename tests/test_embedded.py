@@ -1,4 +1,4 @@
-"""The embedded model: whole, small, and good at both of its jobs; and the stages that make one."""
+"""The embedded model: whole, small, and good at its jobs; what it learns from; and the stages that make one."""
 
 import json
 import random
@@ -10,13 +10,16 @@ import torch
 from transformers import AutoTokenizer
 
 from poetry_iter.core import read_json, read_jsonl, root, shared_data
-from poetry_iter.embedded.corpus import HeldOutGuard, piece, tidy
+from poetry_iter.embedded.corpus import HeldOutGuard, is_by, make_corpus, piece, tidy
 from poetry_iter.embedded.evaluation import describing, sketches_by_rule
-from poetry_iter.embedded.language import sketch
+from poetry_iter.embedded.exercises import EXERCISES, Piece, exercise
+from poetry_iter.embedded.portraits import THEME_FIELDS, parse_portrait, portrait, words_named
 from poetry_iter.embedded.pretraining import POOL_KINDS, Maker
 from poetry_iter.engine import ModelSpec, Sampling, open_engine
 from poetry_iter.poems import Poem, load_poems
+from poetry_iter.renderers import Completion
 from poetry_iter.scoring import bootstrap, score
+from poetry_iter.workshop.tasks import TASKS
 
 FOLDER = root() / "data/model"
 
@@ -57,21 +60,21 @@ def test_the_tokenizer_loads_the_same_alone(model, tmp_path, poems):
     assert alone.chat_template == model.tokenizer.chat_template
 
 
-def test_it_was_trained_on_what_the_renderers_make(model, poems):
-    """Every example of the training is, token by token, one that a renderer makes from the same description."""
-    maker, seen = Maker(model.tokenizer, {}), set()
+def test_what_a_model_learns_from_is_what_the_renderers_make(model, poems):
+    """Every description and poem of the training is, token by token, one that a renderer makes from the same description."""
+    maker, seen, short = Maker(model.tokenizer, {}, THEME_FIELDS), set(), [p for p in poems if len(p.lines) < 12]
+    kinds = [k for k in POOL_KINDS if k != "exercise"]
     for seed in range(60):
-        kind, poem = list(POOL_KINDS)[seed % 3], poems[seed % len(poems)]
+        kind, poem = kinds[seed % len(kinds)], short[seed % len(short)]
         tokens, weights = maker(random.Random(seed), kind, poem.title, poem.content)
-        description = sketch(poem.content, random.Random(seed).getrandbits(32), {})
-        made = {}
-        for name, r in maker.renderers.items():
-            if kind == "describe":
+        description, made = maker.described(kind, poem.title, poem.content, random.Random(seed).getrandbits(32)), {}
+        for name, r in (maker.listing if kind == "list" else maker.renderers).items():
+            if kind in ("describe", "list"):
                 prompt = r.describe(poem)
                 example = r.describe_example(poem, description, thinking="x") if name != "thinking-keep" else maker.describing(r, poem, description)
                 assert example.tokens[: len(prompt)] == prompt
             elif name != "thinking-keep":
-                example = r.example(None if kind == "none" else description, poem.title, poem.content)
+                example = r.example(description, poem.title, poem.content)
             else:
                 continue
             made[name] = example
@@ -79,7 +82,32 @@ def test_it_was_trained_on_what_the_renderers_make(model, poems):
         assert len(same) == 1
         assert [int(w == 1) for w in weights] == made[same[0]].mask
         seen.add((kind, same[0]))
-    assert {("write", "base"), ("write", "chat"), ("none", "base"), ("describe", "base"), ("describe", "chat"), ("describe", "thinking-keep")} <= seen
+    assert {(kind, name) for kind in kinds for name in ("base", "chat")} <= seen
+
+
+def test_portraits_read_back_and_name_no_words(poems):
+    for seed, p in enumerate(poems):
+        said = portrait(p.content, seed, title=p.title)
+        assert parse_portrait(said), said
+        assert words_named(" ".join(w for move in parse_portrait(said)["moves"] for w in move), p.content)[0] == 0
+
+
+def test_exercises_are_in_shape(poems):
+    for seed, p in enumerate(poems[:12]):
+        rng = random.Random(seed)
+        *_, text = piece(rng, p.title, p.content, 8)
+        for kind in EXERCISES:
+            answer = exercise(rng, kind, Piece(p.title, text, THEME_FIELDS, {}))[-1]["content"]
+            assert TASKS[kind].read(Completion(answer)).ok if kind in TASKS else answer, (kind, answer)
+
+
+def test_nothing_of_an_author_left_out(tmp_path):
+    rows = [{"title": p.title, "content": p.content, "author": a} for p, a in zip(load_poems(root() / "data/tiny_poems.jsonl")[0], ["James McIntyre", "Anne Foote", "Ella Wheeler Wilcox", ""] * 4)]
+    path = tmp_path / "poems.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    corpus = make_corpus([path], path, held=0, left_out=["McIntyre", "Wilcox", "Foot"])
+    assert corpus.dropped["by an author left out"] == 8 and len(corpus.train) + corpus.dropped.total() == 16
+    assert is_by("Lydia Huntley Sigourney", ["Sigourney"]) and not is_by("Sigourney Weaver", ["Sigourney"])
 
 
 def test_its_own_description_helps_more_than_anothers(model, poems):
@@ -94,7 +122,9 @@ def test_it_describes_in_its_language(model, poems):
     short = [p for p in poems if len(p.lines) <= 16][:24]
     rows = describing(model, short, Sampling(max_new_tokens=160))
     assert sum(not r["faults"] for r in rows) >= 18
-    assert sum(r["grounded"] for r in rows) / len(rows) > 0.25
+    portraits, sketches = ([r for r in rows if r["kind"] == kind] for kind in ("portrait", "sketch"))
+    assert not sketches or sum(r["grounded"] for r in sketches) / len(sketches) > 0.25
+    assert not portraits or sum(r["named_share"] for r in portraits) / len(portraits) < 0.1
 
 
 def test_thinking_ends_and_leaves_a_description(model, poems):

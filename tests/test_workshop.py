@@ -133,6 +133,7 @@ def test_stages_that_flags_leave_out():
     assert names(educator_only=True) == list("123568")
     assert names(poet_only=True) == list("34578")
     assert names(skip_generation=True) == list("5678")
+    assert names(export="Q4_K_M") == list("123456789")
 
 
 whole_run = pytest.mark.skipif(not os.environ.get("SLOW"), reason="eight stages with training, many minutes: SLOW=1 pytest tests/test_workshop.py")

@@ -40,7 +40,7 @@ def _counts(C):
     return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000))
 
 BASELINES: dict[str, tuple[Callable, Callable]] = {  # name → (texts to what the model reads, a new model)
-    "TF-IDF": (list, _tfidf),
+    "words (TF-IDF)": (list, _tfidf),
     "shape": (lambda texts: np.array([shape_counts(t) for t in texts]), lambda: _counts(1.0)),
     "verse figures": (lambda texts: np.array([list(features.figures(features.hear(t)).values()) for t in texts]), lambda: _counts(0.01))}
 
@@ -52,6 +52,8 @@ def predict_baseline(
     "Learn from some texts, judge others."
     if name not in BASELINES: raise UserError(f"baseline {name!r}: there is none of that name; there are {', '.join(BASELINES)}")
     if len(set(labels)) < 2: raise UserError(f"baseline {name}: all {len(labels)} labels are alike; expected both classes")
+    try: import sklearn  # noqa: F401
+    except ImportError as e: raise UserError("the baselines need scikit-learn: pip install scikit-learn, or run with baselines: false") from e
     read, model = BASELINES[name]
     return model().fit(read(texts), labels).predict_proba(read(others))[:, 1].tolist()
 

@@ -31,6 +31,11 @@ class Item:
     group: str = ""  # what must stay on one side with it, besides its family
     never_accepted: str = ""  # "1": the teacher was asked and no answer was accepted; "0": one was; "": not asked
 
+    @property
+    def content(self) -> str:
+        "The text without its title."
+        return self.text.removeprefix(f"{self.title}\n\n")
+
 def make_item(title: str, content: str, label: int, source: str = "", group: str = "") -> Item:
     "An item; its id is the hash of its words."
     return Item(Poem(title, content).id, title, f"{title}\n\n{content}" if title else content, label, source, group)

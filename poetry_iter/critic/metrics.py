@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECISIONS', 'PROBABILITIES', 'BINS', 'Judged', 'check_labels', 'weighted_figures', 'draw_weights', 'why_undefined',
-           'metric_set', 'best_threshold', 'calibration', 'reliability_plot', 'confusion_table', 'paired_bootstrap',
-           'mcnemar', 'one_class']
+           'metric_set', 'best_threshold', 'unsure_between', 'calibration', 'reliability_plot', 'confusion_table',
+           'paired_bootstrap', 'mcnemar', 'one_class']
 
 # %% ../../nbs/lib/critic/04_metrics.ipynb #861aa034
 from collections.abc import Sequence
@@ -148,6 +148,20 @@ def best_threshold(judged: Judged) -> float:
         return round(float(np.nan_to_num(found["macro_f1"][0])), 9), round(float(found["accuracy"][0]), 9), -abs(t - 0.5)
 
     return float(max({0.5, *((p[1:] + p[:-1]) / 2)}, key=rank))
+
+# %% ../../nbs/lib/critic/04_metrics.ipynb #520aaa03
+def unsure_between(
+    judged: Judged,
+    sure: float = 0.9,  # accuracy wanted of what is judged
+    weight: Sequence[float] | None = None,  # of each item
+) -> tuple[float, float]:
+    "The narrowest band around the threshold outside of which the judge is right as often as wanted."
+    p, middle = judged.probability, judged.threshold
+    w, right = (~np.isnan(p)) * (np.ones(len(p)) if weight is None else np.asarray(weight, float)), (p >= middle) == (judged.y == 1)
+    for step in np.arange(1, 20) / 20:
+        outside = w * (np.abs(p - middle) > step)
+        if outside.sum() and (outside * right).sum() >= sure * outside.sum(): return max(0.0, float(round(middle - step, 4))), min(1.0, float(round(middle + step, 4)))
+    return 0.0, 1.0
 
 # %% ../../nbs/lib/critic/04_metrics.ipynb #ab1393a4
 def calibration(judged: Judged) -> list[dict]:  # lo, hi, n, p (mean said), share (of ones)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODES', 'LEARNS', 'SELECT_BY', 'Way', 'fitted_way', 'question_lengths', 'label_examples', 'p_of_one', 'judge_items',
            'judged', 'student_rows', 'stratified', 'write_metrics', 'train_student', 'choose_step', 'against', 'point',
-           'verdict_sentence']
+           'verdict_sentence', 'against_table']
 
 # %% ../../nbs/lib/critic/03_student.ipynb #05a05d94
 import math
@@ -186,9 +186,11 @@ def choose_step(
     by: str = "auroc",
     split: str = "val",
 ) -> dict:  # its row
-    "The best look at a split."
-    rows = [r for r in history if r["split"] == split and r.get(by) is not None]
-    if not rows: raise UserError(f"select_by {by}: no look at {split} has that figure")
+    "The best look at a split; the first one where no look has the figure, for nothing was better."
+    looks = [r for r in history if r["split"] == split]
+    if not looks: raise UserError(f"select_by {by}: nothing has looked at {split}")
+    rows = [r for r in looks if r.get(by) is not None]
+    if not rows: return min(looks, key=lambda r: r["step"])
     return max(rows, key=lambda r: (-r[by] if by == "loss" else r[by], -r["step"]))
 
 # %% ../../nbs/lib/critic/03_student.ipynb #5ca6929a
@@ -205,21 +207,43 @@ def against(
 def point(
     run,  # a `Run`
     paths: dict,  # final, best (of the run) and resume: checkpoints from the run's folder
-    comparison: dict,  # of `against`
+    comparison: dict,  # of `against`, with the untuned model
+    shipped: dict | None = None,  # of `against`, with the judge that ships, where it was asked
 ) -> dict:  # what latest.json holds
     "Write `outputs/model/RUN.json` and `outputs/model/latest.json`."
     folder = workplace() / "outputs" / "model"
-    mine = {"run": run.name, **{k: v and f"../{run.name}/{v}" for k, v in paths.items()}, "beats_untuned": comparison["beats"]}
+    mine = {"run": run.name, **{k: v and f"../{run.name}/{v}" for k, v in paths.items()}, "beats_untuned": comparison["beats"], "beats_shipped": bool(shipped and shipped["beats"])}
     write_json(folder / f"{run.name}.json", mine)
     old = read_json(folder / "latest.json") if (folder / "latest.json").exists() else {}
-    best = {"best": mine["best"], "best_run": run.name} if comparison["beats"] else {"best": old.get("best"), "best_run": old.get("best_run")}
+    best = {"best": mine["best"], "best_run": run.name, "beats_shipped": mine["beats_shipped"]} if comparison["beats"] else {k: old.get(k) for k in ("best", "best_run", "beats_shipped")}
     write_json(folder / "latest.json", {"run": run.name, "final": mine["final"], "resume": mine["resume"], **best})
     return read_json(folder / "latest.json")
 
-def verdict_sentence(comparison: dict) -> str:
+def verdict_sentence(
+    comparison: dict,  # of `against`
+    who: str = "The student",
+    than: str = "the untuned model",
+) -> str:
     "What came of the comparison, in a sentence."
     name, d = next(iter(comparison.items()))
-    if d["difference"] is None: return f"Student and untuned model cannot be compared by {name}: {d['reason']}; the pointer best stays."
+    if d["difference"] is None: return f"{who} and {than} cannot be compared by {name}: {d['reason']}."
     m, better = comparison["mcnemar"], "beats" if d["beats"] else "does not beat"
-    return (f"The student {better} the untuned model: {name} {d['difference']:+.3f} [{d['lo']:+.3f}, {d['hi']:+.3f}], and of the items that only one of them has right it has {m['a_only']}, the other {m['b_only']} "
-            f"(McNemar p = {m['p_value']:.3f}); the pointer best {'moves' if d['beats'] else 'stays'}.")
+    return (f"{who} {better} {than}: {name} {d['difference']:+.3f} [{d['lo']:+.3f}, {d['hi']:+.3f}], and of the items that only one of them has right it has {m['a_only']}, the other {m['b_only']} "
+            f"(McNemar p = {m['p_value']:.3f}).")
+
+# %% ../../nbs/lib/critic/03_student.ipynb #52876ed5
+def against_table(
+    judges: dict[str, Judged],  # of the same items
+    base: str = "untuned",  # the one they are measured against
+    seed: int = 0,
+):  # DataFrame: a row a judge
+    "How each judge differs from one of them."
+    import pandas as pd
+
+    def row(c):
+        cell = lambda d: "—" if d["difference"] is None else f"{d['difference']:+.3f} [{d['lo']:+.2f},\u00a0{d['hi']:+.2f}]"
+        m = c["mcnemar"]
+        figures = {f"{k.replace('_', ' ')} − {base}": cell(c[k]) for k in ("auroc", "macro_f1", "accuracy")}
+        return {**figures, "only it is right": m["a_only"], f"only {base} is": m["b_only"], "McNemar p": f"{m['p_value']:.3f}" if m["p_value"] >= 0.001 else "< .001", "beats it": "yes" if c["beats"] else "no"}
+
+    return pd.DataFrame({name: row(against(j, judges[base], seed=seed)) for name, j in judges.items() if name != base}).T

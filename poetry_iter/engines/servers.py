@@ -116,7 +116,7 @@ def certificates():  # an SSLContext
 MOST_ANSWER, MOST_RESULTS, LONGEST_ANSWER = 1 << 26, 1 << 30, 1800.0  # bytes of an answer, of a batch's results; seconds
 
 def read_bounded(response) -> None:
-    "Read what a vendor sends as far as anybody needs it: a small packet may unpack to fill the memory, and a slow one may never end."
+    "Read what a server sends as far as anybody needs it: a small packet may unpack to fill the memory, and a slow one may never end."
     data, since, most = bytearray(), time.monotonic(), MOST_RESULTS if response.request.method == "GET" else MOST_ANSWER
     for part in response.iter_bytes():
         data += part
@@ -127,7 +127,7 @@ def read_bounded(response) -> None:
     response.close()
 
 def connection() -> dict:
-    "How an SDK's client speaks to its vendor: no key follows to where an answer points, and no answer is longer than an answer can be."
+    "How an SDK's client speaks to its server: no key follows to where an answer points, and no answer is longer than an answer can be."
     return {"follow_redirects": False, "verify": certificates(), "event_hooks": {"response": [read_bounded]}}
 
 # %% ../../nbs/lib/engines/11_servers.ipynb #b5878d4c

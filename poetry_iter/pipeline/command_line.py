@@ -5,16 +5,6 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../../nbs/lib/pipeline/05_command_line.ipynb #cf4dd57b
-import argparse
-import errno
-import os
-import signal
-import sys
-from pathlib import Path
-
-from ..core import DISK_FULL, UserError, dumps, workplace
-
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #f56aa7e1
 import argparse
 import errno
@@ -144,7 +134,7 @@ def _write(args):
     if args.out and ((workplace() / args.out).is_dir() or args.out.endswith("/")): raise UserError(f"--out {args.out}: a folder, where a file was expected; name a file in it, as {args.out.rstrip('/')}/poem.json")
     if args.out and (at := next((p for p in (workplace() / args.out).parents if p.exists()), None)) and not (at.is_dir() and os.access(at, os.W_OK)): raise UserError(f"--out {args.out}: {at} is no folder that can be written; name another place")
     swap = {"always": True, "never": False}.get(args.swap)
-    print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet)))
+    print(plain(write_main(args.request, args.form, args.run, args.model, args.revisions, args.seed, swap, args.tokens, args.out, args.quiet, args.approve_at, args.best_draft)))
 
 def _chat(args):
     from poetry_iter.use.chat import chat_main
@@ -168,9 +158,11 @@ def _verse(args):
     print(verse_main(args.file, args.json, color=sys.stdout.isatty()))
 
 def _judge(args):
-    from poetry_iter.critic.judgement import judge_main
+    from poetry_iter.critic.choice import judge_main
 
-    print(judge_main(args.file, not args.label_only, args.json))
+    told, who = judge_main(args.file, not args.label_only, args.json)
+    print(told)
+    print(plain(who, lines=False), file=sys.stderr)
 
 def _export(args):
     from poetry_iter.use.export import export_run, exported_lines
@@ -180,6 +172,7 @@ def _export(args):
     found = export_run(args.run, args.quant, args.checkpoint, args.adapter, not args.uncertified, args.poems, args.examples, workplace() / args.out if args.out else None, args.renderer, say)
     print(plain("\n".join(exported_lines(found))))
     if failed := [e for e in found if e["file"] is None]: return _say("no file passes its certificate: " + "; ".join(f"{e['task']}: {e['certificate']['why']}" for e in failed if e["certificate"]), 1)
+
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #f2da6768
 def parser() -> argparse.ArgumentParser:
@@ -234,6 +227,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tokens", type=int, default=1000, help="of the longest answer of each step (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--swap", choices=["auto", "always", "never"], default="auto", help="one model in memory at a time (default: when two do not fit)")
+    p.add_argument("--approve-at", type=float, default=0.0, metavar="P", help="the critic approves too: a draft is done at this P(good) of the judge that ships (default: off)")
+    p.add_argument("--best-draft", action="store_true", help="what nobody approved: the draft that the judge thinks clearly better, not the last")
     p.add_argument("--out", metavar="FILE", help="the record of the session, JSON (default: in outputs/sessions)")
     p.add_argument("--quiet", action="store_true", help="print the poem alone")
 
@@ -276,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("file", metavar="FILE", help="a UTF-8 text; - reads standard input")
     p.add_argument("--json", action="store_true", help="for programs")
 
-    p = add("judge", _judge, "judge poems as good or bad, with a probability and reasons, or say that it is unsure")
+    p = add("judge", _judge, "judge poems as good or bad, with a probability and reasons, or say that it is unsure; by the best judge of the runs there are, or the one that ships")
     p.add_argument("file", metavar="FILE", help="poems as `poems check` reads them")
     how = p.add_mutually_exclusive_group()
     how.add_argument("--reasons", action="store_true", help="what speaks for and against, with the lines (default)")

@@ -92,7 +92,7 @@ def stage_order(
     rounds = calculate(experiment.rounds, parameters)
     if not isinstance(rounds, int): raise UserError(f"experiment {experiment.name}: rounds: {experiment.rounds}: expected a whole number, found {rounds!r}")
     body = [(n, stage) for n in range(1, rounds + 1) for stage in experiment.each]
-    left_out = {stage for said, stages in experiment.skips.items() if names_in(said) <= parameters.keys() and calculate(said, parameters) for stage in stages}
+    left_out = {stage for said, stages in experiment.skips.items() if calculate(said, {n: parameters.get(n) for n in names_in(said)}) for stage in stages}
     return [(n, s) for n, s in [*((0, s) for s in experiment.first), *body, *((0, s) for s in experiment.last)] if s not in left_out]
 
 # %% ../../nbs/lib/pipeline/02_experiments.ipynb #3a8e026c

@@ -8,6 +8,7 @@ __all__ = ['CHARS_PER_TOKEN', 'COUNTS', 'reckon', 'until_plan', 'ask_stage', 'pa
 
 # %% ../../nbs/lib/pipeline/04_plans.ipynb #85954d82
 import copy
+import csv
 import gzip
 import re
 import tempfile
@@ -36,13 +37,23 @@ def _measured(path: Path) -> tuple[int, int]:  # rows, characters
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8") as f: lengths = [len(line) for line in f]
     elif path.suffix == ".jsonl": lengths = [len(str(row.get("title", ""))) + len(str(row.get("content", row))) for row in read_jsonl(path)]
+    elif path.suffix == ".csv":
+        with open(path, encoding="utf-8-sig", newline="") as f: lengths = [sum(map(len, row)) for row in csv.reader(f)][1:]  # a head, then any columns
     else: lengths = [len(p.title) + len(p.content) for p in load_poems(path, strict=False)[0]]
     return len(lengths), sum(lengths)
 
 def _of_files(part: int) -> Callable:
-    return lambda paths: sum(_measured(locate(p))[part] for p in ([paths] if isinstance(paths, str) else paths))
+    return lambda paths: sum(_measured(locate(p))[part] for p in ([paths] if isinstance(paths, str) else paths) if p)
 
-COUNTS = {"count": _of_files(0), "tokens": lambda paths: _of_files(1)(paths) / CHARS_PER_TOKEN, "length": len, "dollars": dollars}  # what `estimate` may call
+def _price(provider: str, model: str, prices: str, tokens_in: float, tokens_out: float) -> float:  # dollars
+    "What a provider takes for so many tokens."
+    from poetry_iter.teacher.providers.registry import Wanted, make_provider
+    from poetry_iter.teacher.requests import cost
+
+    if provider in ("shipped", "local"): return 0.0
+    return cost(make_provider(provider, Wanted(model=model or None, prices=prices)).price, {"input": tokens_in, "output": tokens_out})
+
+COUNTS = {"count": _of_files(0), "tokens": lambda paths: _of_files(1)(paths) / CHARS_PER_TOKEN, "length": len, "dollars": dollars, "price": _price}  # what `estimate` may call
 
 def reckon(
     experiment: Experiment,

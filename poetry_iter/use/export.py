@@ -66,7 +66,7 @@ def held_out_examples(
     rows = run.rows(f"{checkpoint}_training/valid.jsonl") if run and not poems else []
     if rows and isinstance(render, Chat): return [render.chat_example(r["messages"]) for r in rows], f"{checkpoint}_training/valid.jsonl"
     if run and not poems and (said := run.rows("round_000/held_out.jsonl")):
-        from poetry_iter.display import run_poems
+        from poetry_iter.reports import run_poems
 
         known = run_poems(run)
         return [render.example(r.get("description"), known[r["poem_id"]].title, known[r["poem_id"]].content) for r in said], "round_000/held_out.jsonl"

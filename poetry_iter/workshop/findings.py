@@ -58,4 +58,6 @@ def said_of_sessions(found: list[dict]) -> Said:
     "What the stage of the sessions saw; `found` are their records."
     outcomes = [o["ended"] for f in found for o in f["metadata"]["outcomes"]]
     drafts, approved = (sum(f["metadata"][k] for f in found) for k in ("drafts", "approved"))
-    return Said(f"{approved} of {len(found)} sessions ended with the educator's consent, after {drafts} drafts in all; {sum(e == 'complete' for e in outcomes)} of {len(outcomes)} answers have the shape that was asked for.")
+    critic = sum(f["metadata"].get("approved_by") == "critic" for f in found)
+    whose = f"{approved - critic} by the educator, {critic} by the critic" if critic else "the educator's consent"
+    return Said(f"{approved} of {len(found)} sessions ended with {'consent, ' if critic else ''}{whose}, after {drafts} drafts in all; {sum(e == 'complete' for e in outcomes)} of {len(outcomes)} answers have the shape that was asked for.")

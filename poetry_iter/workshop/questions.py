@@ -145,7 +145,7 @@ def open_teacher(
         if provider == "interim" and provider + "_educator" not in rows: raise UserError(f"provider interim: {run.name} has trained no interim educator; run the stage 2_interim_educator, or name another provider")
         base = replace(base or ModelSpec(), name=model or (base or ModelSpec()).name)
         return make_teacher("local", base.on(spec_of(rows["interim_educator"], run.path).adapter) if provider == "interim" else base, cache_dir=None)
-    return make_teacher(provider, model or None, cap_dollars, account=run.name, batch=batch, base_url=base_url, prices=prices, key_name=key_name, annotated=annotations)
+    return make_teacher(provider, model or None, cap_dollars, account=run.name, batch=batch, base_url=base_url, prices=prices, key_name=key_name, annotated=annotations, progress=provider != "shipped")  # what ships is read in no time
 
 def planned(teacher, requests: dict[str, list]) -> StagePlan:
     "What would be asked of a teacher, and its price; a dry run shows the prompts too."

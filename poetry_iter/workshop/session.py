@@ -96,8 +96,12 @@ def session(
     tokens: int = 10_000,  # longest answer; each task has a limit of its own too
     temperatures: dict[str, float] | None = None,  # step → temperature
     watch: Callable[[dict], None] | None = None,  # called with {step, draft, piece} while text comes, and {step, draft, ended} at its end
+    approve_at: float = 0.0,  # the critic's P(good) from which a draft is done; 0: the educator alone decides
+    best_draft: bool = False,  # what nobody has approved: the draft that the critic thinks clearly better, not the last
 ) -> dict:  # final_poem, educator_note, generation_brief, revision_history, metadata
     "Brief → draft → critique → approved, or revision brief → new draft …; the last draft is always critiqued."
+    from poetry_iter.critic.judgement import choose_draft, score_draft
+
     heat, outcomes, watch = TEMPERATURES | (temperatures or {}), [], watch or (lambda event: None)
     asked = f"{request}, in the form of a {form}" if form else request
 
@@ -120,9 +124,10 @@ def session(
     for n in range(revisions + 1) if value else ():
         findings = measured(poem, form) if form else ""
         text, critique = say("educator", "critique", {"poem": poem, "measured": findings}, "critique", n)
-        approved = bool(critique and critique["done"])
-        history.append({"draft": poem, "brief": brief, "findings": findings.strip(), "critique": text, "issues": critique and critique["issues"], "approved": approved})
-        if approved or n == revisions: break
+        score = score_draft(poem) if approve_at else None
+        by = "educator" if critique and critique["done"] else "critic" if score is not None and score >= approve_at else ""
+        history.append({"draft": poem, "brief": brief, "findings": findings.strip(), "critique": text, "issues": critique and critique["issues"], "approved": bool(by), "approved_by": by, "p_good": score})
+        if by or n == revisions: break
         revised, value = say("educator", "revision_brief", {"poem": poem, "critique": text}, "revision_brief", n)
         brief = with_form(revised, form) if value else generation_brief
         redraft, value = say("poet", "poem", {"brief": brief}, "draft", n + 1)
@@ -130,10 +135,13 @@ def session(
             stopped = "the poet gave no new draft"
             break
         poem = redraft
-    note, _ = say("educator", "note", {"user_request": asked, "poem": poem, "critique": history[-1]["critique"]}, "note", len(history) - 1) if history else ("", None)
+    last = len(history) - 1
+    best = last - choose_draft([h["draft"] for h in history[::-1]]) if best_draft and history and not history[-1]["approved"] else last
+    if history: poem = history[best]["draft"]
+    note, _ = say("educator", "note", {"user_request": asked, "poem": poem, "critique": history[best]["critique"]}, "note", best) if history else ("", None)
     players = {role: {**asdict(p), "differences": prompt_differences(p)} for role, p in crew.players.items()}
     return {"final_poem": poem, "educator_note": note, "generation_brief": generation_brief, "revision_history": history,
-            "metadata": {"request": request, "form": form, "approved": bool(history and history[-1]["approved"]), "drafts": len(history), "stopped": stopped,
+            "metadata": {"request": request, "form": form, "approved": bool(history and history[-1]["approved"]), "approved_by": history[-1]["approved_by"] if history else "", "approve_at": approve_at, "drafts": len(history), "chosen": best + 1, "stopped": stopped,
                          "own_brief": generation_brief == plain_brief(request, form), "models": players, "swap": crew.swap, "loads": crew.loads, "seed": seed,
                          "temperatures": heat, "contracts": {t: TASKS[t].contract for t in ("brief", "poem", "critique", "revision_brief", "note")}, "outcomes": outcomes}}
 
@@ -182,19 +190,21 @@ def write_main(
     tokens: int = 1000,  # longest answer of each step
     out: str | None = None,  # the record (default: outputs/sessions/…)
     quiet: bool = False,  # show the poem alone
+    approve_at: float = 0.0, best_draft: bool = False,  # as of `session`
 ) -> str:  # the final poem
     "What `poetry-iter write` does: a session, shown as it comes and saved whole."
     if not request.strip(): raise UserError("write: say what the poem is to be about, as \"a poem about winter light\"")
     if revisions < 0 or tokens < 1: raise UserError(f"--revisions is 0 or more and --tokens 1 or more, found {revisions} and {tokens}")
+    if not 0 <= approve_at <= 1: raise UserError(f"--approve-at is a probability from 0 (off) to 1, found {approve_at}")
     if form:
         from poetry_iter.verse import forms
 
         forms.check("a line", form)  # raises for a form that there is not
     educator, poet, origin = players_of(run, model)
-    path = workplace() / (out or f"outputs/sessions/{'-'.join(re.findall(r'[a-z0-9]+', request.lower()))[:40]}-{digest([request, form, seed, origin], 6)}.json")
+    path = workplace() / (out or f"outputs/sessions/{'-'.join(re.findall(r'[a-z0-9]+', request.lower()))[:40]}-{digest([request, form, seed, origin, *([approve_at, best_draft] if approve_at or best_draft else [])], 6)}.json")
     if not quiet: print(plain(f"educator and poet: {origin}", lines=False), file=sys.stderr)
     for line in (*prompt_differences(educator), *prompt_differences(poet)): print(f"other prompts: {line}", file=sys.stderr)
-    found = session(Crew(educator, poet, swap), request, form, revisions, seed, tokens=tokens, watch=None if quiet else show())
+    found = session(Crew(educator, poet, swap), request, form, revisions, seed, tokens=tokens, watch=None if quiet else show(), approve_at=approve_at, best_draft=best_draft)
     write_json(path, found)
     if not quiet: print(f"\n\n── saved in {os.path.relpath(path)}\n", file=sys.stderr)
     return found["final_poem"]
@@ -206,8 +216,13 @@ def session_cards(found: dict) -> list[str]:  # HTML
 
     cards = [text_card("brief", found["generation_brief"])]
     for n, h in enumerate(found["revision_history"], 1):
-        cards += [text_card(f"draft {n}", h["draft"], h["findings"], "#7a5cc4"), text_card(f"critique {n}", h["critique"] or "—", "approved" if h["approved"] else "not approved", "#2a9d5c" if h["approved"] else "#e9a23b")]
+        cards += [text_card(f"draft {n}", h["draft"], h["findings"], "#7a5cc4"), text_card(f"critique {n}", h["critique"] or "—", _approval(h), "#2a9d5c" if h["approved"] else "#e9a23b")]
     return [*cards, text_card("note", found["educator_note"] or "—")]
+
+def _approval(h):
+    "Who approved a draft, and what the critic gave it, if it was asked."
+    score = "" if h.get("p_good") is None else f", P(good) {h['p_good']:.2f}"
+    return (f"approved by the {h.get('approved_by') or 'educator'}" if h["approved"] else "not approved") + score
 
 def metric_table(run, stages: list[str]):  # DataFrame
     "The single numbers that stages have logged."

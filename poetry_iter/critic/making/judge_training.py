@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'surname', 'detokenized', 'gather', 'word_list', 'count_figures', 'deal', 'match', 'weigh', 'Study', 'fisher',
-           'out_of_fold', 'author_auroc', 'calibrate', 'unsure_between', 'teach_time', 'total', 'part_table', 'average',
-           'pack', 'calibration_figures', 'baseline_scores', 'make_judge']
+           'out_of_fold', 'author_auroc', 'calibrate', 'chance_of', 'left_out_chance', 'teach_time', 'total',
+           'part_table', 'average', 'pack', 'calibration_figures', 'baseline_scores', 'open_study', 'worth_elsewhere',
+           'make_judge']
 
 # %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #b6fc3a26
 import gzip
@@ -22,7 +23,7 @@ import pandas as pd
 from ...core import append_jsonl, digest, dumps, read_jsonl, write_text
 from .. import features
 from ..judgement import Judge, bent
-from ..metrics import Judged, weighted_figures
+from ..metrics import Judged, unsure_between, weighted_figures
 
 # %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #6cbc5fe9
 def surname(author: str) -> str:
@@ -282,17 +283,15 @@ def calibrate(
     m = LogisticRegression(C=100.0, max_iter=1000).fit(bent(t.score.to_numpy()), t.good, sample_weight=t.weight / t.weight.mean())
     return np.r_[np.maximum(m.coef_[0], 0), m.intercept_[0]]
 
-def unsure_between(
-    p, y, weight,
-    sure: float = 0.9,  # accuracy wanted of what is judged
-    steps: tuple = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
-) -> tuple[float, float]:
-    "The narrowest band around .5 outside of which the judge is right as often as wanted."
-    right, s = (p > 0.5) == (y == 1), steps[-1]
-    for s in steps:
-        out = np.abs(p - 0.5) > s
-        if np.sum((weight * right)[out]) >= sure * weight[out].sum(): break
-    return 0.5 - s, 0.5 + s
+def chance_of(curve: np.ndarray, score) -> np.ndarray:
+    "P(good) of scores."
+    return 1 / (1 + np.exp(-(bent(np.asarray(score)) @ curve[:2] + curve[2])))
+
+def left_out_chance(t: pd.DataFrame) -> np.ndarray:
+    "P(good) of each poem, its fold left out of the calibration too."
+    out = np.zeros(len(t))
+    for f in t.fold.unique(): out[t.fold == f] = chance_of(calibrate(t.loc[t.fold != f]), t.score[t.fold == f])
+    return out
 
 # %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #978809cd
 def teach_time(
@@ -365,10 +364,7 @@ def calibration_figures(
     seed: int = 0,
 ) -> dict:  # ece, ece_left_out (calibrated without the author judged), ece_drawn, ece_floor (of a perfect judge), brier, accuracy
     "How far the probabilities can be trusted."
-    chance = lambda c, s: 1 / (1 + np.exp(-(bent(s) @ c[:2] + c[2])))
-    p, y, w = chance(calibration, t.score.to_numpy()), t.good.to_numpy(), t.weight.to_numpy()
-    left = np.zeros(len(t))
-    for f in t.fold.unique(): left[t.fold == f] = chance(calibrate(t.loc[t.fold != f]), t.score[t.fold == f].to_numpy())
+    p, left, y, w = chance_of(calibration, t.score), left_out_chance(t), t.good.to_numpy(), t.weight.to_numpy()
     rng, sample, floor = np.random.default_rng(seed), [], []
     for _ in range(300):
         i = rng.choice(len(p), drawn, p=w / w.sum())
@@ -383,33 +379,30 @@ def _weighted(y, p, weight=None):
 
 def baseline_scores(
     study: Study,
-    names: tuple = ("TF-IDF", "shape"),  # of `baselines.BASELINES`
+    names: tuple = ("words (TF-IDF)", "shape", "verse figures"),  # of `baselines.BASELINES`
 ) -> dict[str, list[np.ndarray]]:  # by name: P(good) of the test poems by fold, 0 for all others
     "The baselines in the same test: taught on the bad and the good poems of the other folds."
-    from poetry_iter.critic.baselines import predict_baseline
+    from poetry_iter.critic.baselines import BASELINES, predict_baseline
 
     texts, out = study.poems.text.tolist(), {n: [] for n in names}
     for f, (bad, good, _) in enumerate(study.tests):
         learn, here = study.learns(f, ("bad", "good")), np.r_[bad, good]
         for n in names:
             p = np.zeros(len(texts))
-            p[here] = predict_baseline(n, [texts[r] for r in learn], study.y[learn].tolist(), [texts[r] for r in here])
+            if n == "verse figures": p[here] = BASELINES[n][1]().fit(study.Z[learn], study.y[learn]).predict_proba(study.Z[here])[:, 1]  # counted already
+            else: p[here] = predict_baseline(n, [texts[r] for r in learn], study.y[learn].tolist(), [texts[r] for r in here])
             out[n].append(p)
     return out
 
-def make_judge(
-    run: str | Path,  # folder: figures.jsonl (kept between calls), words.txt, judge.npz, judge_figures.json
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #b8616aab
+def open_study(
+    run: str | Path,  # folder: figures.jsonl (kept between calls), words.txt
     bad: str | Path, good: list, corpus: str | Path, standing: dict,  # as of `gather`; the corpus is a .jsonl.gz
-    modern: list[dict],  # rows of modern poems
-    ordinary: list[dict],  # rows with content and label (good or weak): what the score is worth elsewhere
     limit: int = 0,  # poems of each kind but the bad, drawn by seed; 0: all, and the word list is made anew
-    sure: float = 0.9,  # accuracy wanted outside of the unsure band
     seed: int = 0,
     progress: Callable | None = None,
-) -> dict:  # skipped (why; else ""), table, calibration, unsure, modern, test (of `out_of_fold` with p)
-    "Teach, test, calibrate and write a judge."
-    absent = [str(p) for p in (bad, *good, corpus) if not Path(p).exists()]
-    if absent: return {"skipped": f"not here: {', '.join(Path(p).name for p in absent)}; the judge that ships stays as it is"}
+) -> Study:
+    "All poems, read and counted; the word list that was made stays in use until `features.use_words()`."
     with gzip.open(corpus, "rt", encoding="utf-8") as f: raw = [json.loads(line) for line in f]
     poems = gather(bad, good, raw, standing)
     if limit: poems = pd.concat([g if k == "bad" else g.sample(min(limit, len(g)), random_state=seed) for k, g in poems.groupby("kind")], ignore_index=True)
@@ -417,23 +410,46 @@ def make_judge(
         without = {*standing["low"], *poems[(poems.kind == "low") & ~poems.group.str.startswith("low ")].author}
         features.use_words(words := word_list(raw, without))
         write_text(Path(run) / "words.txt", "\n".join(words) + "\n")
+    return Study(poems, *count_figures(poems, Path(run) / "figures.jsonl", progress))
+
+def worth_elsewhere(judge: Judge, ordinary: list[dict]) -> tuple[float, float, float]:  # slope, constant, AUROC
+    "What the score is worth on modern poems."
+    there, label = [judge.score(features.hear(r["content"])) for r in ordinary], np.array([r["label"] == "good" for r in ordinary]).astype(int)
+    w, b = _logistic(np.array(there)[:, None], label, None, 1.0)
+    return max(0.0, float(w[0])), b, _weighted(label, [judge.chance(x) for x in there])["auroc"]
+
+# %% ../../../nbs/lib/critic/making/01_judge_training.ipynb #7c130ac5
+def make_judge(
+    run: str | Path,  # folder: figures.jsonl, words.txt, judge.npz
+    bad: str | Path, good: list, corpus: str | Path, standing: dict,  # as of `open_study`
+    modern: list[dict],  # rows of modern poems
+    ordinary: list[dict],  # rows with content and label (good or weak): what the score is worth elsewhere
+    limit: int = 0,  # as of `open_study`
+    sure: float = 0.9,  # accuracy wanted outside of the unsure band
+    seed: int = 0,
+    progress: Callable | None = None,
+) -> dict:  # skipped (why; else ""), table, over_words, calibration, unsure, modern, strongest, and test: a row a test poem, with every judge's score
+    "Teach, test, calibrate and write a judge."
+    absent = [str(p) for p in (bad, *good, corpus) if not Path(p).exists()]
+    if absent: return {"skipped": f"not here: {', '.join(Path(p).name for p in absent)}; the judge that ships stays as it is"}
     try:
-        study = Study(poems, *count_figures(poems, Path(run) / "figures.jsonl", progress))
+        study = open_study(run, bad, good, corpus, standing, limit, seed, progress)
         fits = [study.fit(k) for k in range(len(study.tests))]
         scores = [{p: study.score(part) for p, part in fit.items()} for fit in fits]
         t = out_of_fold(study, total(scores))
         curve, reached = calibrate(t), author_auroc(t)
-        t["p"] = 1 / (1 + np.exp(-(bent(t.score.to_numpy()) @ curve[:2] + curve[2])))
-        band, time = unsure_between(t.p, t.good, t.weight, sure), teach_time(study, [r["content"] for r in modern], seed=seed)
-        about = {"test": digest(sorted(poems.text.iloc[t.row])), "auroc": reached["auroc"], "lo": reached["lo"], "hi": reached["hi"], "poems": len(poems)}
-        model = average(study, fits)
-        judge = Judge(pack(Path(run) / "judge.npz", study, model, curve, band, time, about=about))
-        there = [judge.score(features.hear(r["content"])) for r in ordinary]
-        w, b = _logistic(np.array(there)[:, None], label := np.array([r["label"] == "good" for r in ordinary]).astype(int), None, 1.0)
-        pack(Path(run) / "judge.npz", study, model, curve, band, time, (max(0.0, w[0]), b), about)
+        t["p"] = chance_of(curve, t.score)
+        band, time = unsure_between(Judged(t.good.tolist(), t.p.tolist()), sure, t.weight), teach_time(study, [r["content"] for r in modern], seed=seed)
+        about = {"test": digest(sorted(study.poems.text.iloc[t.row])), "auroc": reached["auroc"], "lo": reached["lo"], "hi": reached["hi"], "poems": len(study.poems)}
+        packed = lambda *elsewhere: Judge(pack(Path(run) / "judge.npz", study, average(study, fits), curve, band, time, elsewhere or (0.0, 0.0), about))
+        *elsewhere, modern_auroc = worth_elsewhere(packed(), ordinary)
+        packed(*elsewhere)
     finally: features.use_words()
+    others = baseline_scores(study)
     words_alone = author_auroc(out_of_fold(study, total(scores, ("words",))))["draws"]
-    gain = np.quantile(reached["draws"] - words_alone, [0.5, 0.025, 0.975])
-    outside = np.abs(t.p - 0.5) > band[1] - 0.5
-    return {"skipped": "", "table": part_table(study, scores, baseline_scores(study)), "over_words": gain.round(3).tolist(), "calibration": calibration_figures(t, curve), "unsure": {"low": band[0], "high": band[1], "share": float(np.average(~outside, weights=t.weight)), "accuracy_outside": float(np.average(((t.p > 0.5) == t.good)[outside], weights=t.weight[outside]))},
-            "modern": {"caught": time["caught"], "bad_called": time["bad_called"], "auroc": _weighted(label, [judge.chance(x) for x in there])["auroc"]}, "test": t.assign(title=poems.title.to_numpy()[t.row]), "strongest": dict(sorted(zip(study.names, model["weight"].round(2).tolist()), key=lambda kv: -abs(kv[1]))[:12])}
+    weight, outside = average(study, fits)["weight"], np.abs(t.p - 0.5) > band[1] - 0.5
+    unsure = {"low": band[0], "high": band[1], "share": float(np.average(~outside, weights=t.weight)), "accuracy_outside": float(np.average(((t.p > 0.5) == t.good)[outside], weights=t.weight[outside]))}
+    each = {n: out_of_fold(study, s).score for n, s in others.items()}
+    test = t.assign(p=left_out_chance(t), title=study.poems.title.to_numpy()[t.row], text=study.poems.text.to_numpy()[t.row], **each)
+    return {"skipped": "", "table": part_table(study, scores, others), "over_words": np.quantile(reached["draws"] - words_alone, [0.5, 0.025, 0.975]).round(3).tolist(), "calibration": calibration_figures(t, curve), "unsure": unsure,
+            "modern": {"caught": time["caught"], "bad_called": time["bad_called"], "auroc": modern_auroc}, "test": test, "strongest": dict(sorted(zip(study.names, weight.round(2).tolist()), key=lambda kv: -abs(kv[1]))[:12])}
