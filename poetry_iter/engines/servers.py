@@ -130,6 +130,7 @@ def connection() -> dict:
     "How an SDK's client speaks to its server: no key follows to where an answer points, and no answer is longer than an answer can be."
     return {"follow_redirects": False, "verify": certificates(), "event_hooks": {"response": [read_bounded]}}
 
+
 # %% ../../nbs/lib/engines/11_servers.ipynb #b5878d4c
 class Record:
     "What was answered, by the hash of what was asked."
@@ -178,7 +179,7 @@ class Server:
         try: import openai
         except ImportError: raise UserError(f"{self}: the openai SDK, which asks it, is not installed: pip install openai") from None
         return openai.OpenAI(api_key=self.key, base_url=self.address, max_retries=0, timeout=openai.Timeout(self.seconds, connect=CONNECT_SECONDS),
-                             http_client=openai.DefaultHttpxClient(**connection()))
+                             http_client=openai.DefaultHttpxClient(follow_redirects=False, verify=certificates()))
 
     def send(
         self,

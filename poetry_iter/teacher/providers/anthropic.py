@@ -16,6 +16,7 @@ from ...engines.servers import connection
 from .registry import ProviderKind, Vendor, Wanted, register
 from ..requests import Price, Reply, Request, decode, excerpt
 
+
 # %% ../../../nbs/lib/teacher/providers/02_anthropic.ipynb #2acfcfbe
 PRICES_DATE = "2026-11-20"
 PRICES = {

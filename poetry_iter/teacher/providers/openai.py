@@ -11,6 +11,7 @@ from ...engines.servers import connection
 from .registry import ProviderKind, Vendor, Wanted, register
 from ..requests import Price, Reply, Request, decode, excerpt
 
+
 # %% ../../../nbs/lib/teacher/providers/03_openai.ipynb #f243e406
 _ENDS = {**dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "complete"), "length": "cut", "content_filter": "refused"}
 
