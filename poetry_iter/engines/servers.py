@@ -37,7 +37,8 @@ def check_address(
         good = parts.scheme in ("http", "https") and parts.hostname and not re.search(r"\s", base_url) and (parts.port or 1) > 0
     except ValueError: good, parts = False, None
     if not good or parts is None: raise UserError(f"base_url {scrub(base_url)[:80]!r}: no address; expected one as http://127.0.0.1:8080/v1")
-    if parts.username or parts.password or parts.query or parts.fragment: raise UserError("base_url: more than an address stands in it (a name, a password, or what follows ? or #); put the key into .env and say key_name")
+    if parts.username or parts.password: raise UserError("base_url: a name or a password stands in it; put the key into .env and say key_name")
+    if parts.query: raise UserError("base_url: more than an address stands in it, a ? and what follows; put the key into .env and say key_name")
     return base_url
 
 def is_here(base_url: str) -> bool:
