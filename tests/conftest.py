@@ -200,3 +200,10 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 300) -> Non
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.02)
+
+
+LONGEST = ("test_resume.py", "test_embedded.py", "test_bad_input.py", "test_soak.py")  # files that begin first, so that no process works alone at the end
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

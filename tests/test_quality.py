@@ -1,5 +1,6 @@
 """The quality of what a model writes: the lists, the measures on odd texts, judging through a real client, the page."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_judging_in_both_orders_by_a_vendor(tmp_path, monkeypatch):
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     rows = [{"brief": BRIEF, "request": "", "text": t, "ended": "complete"} for t in (LIMERICK, BRIEF, "The golden leaves\nof autumn <script>alert(1)</script>\nfell", "")]
     page = quality_page(tmp_path / "quality.html", {"base": measure(rows), "trained": measure(rows, [Poem("Glue", LIMERICK)])}, human=measure(rows[:1])).read_text()
-    assert "<script" not in page and "src='http" not in page and "href=" not in page
+    assert "<script" not in page and "src='http" not in page and not re.search("href='(?!#)", page)
     assert "Nearest to a training poem" in page and "No poems" in page and "golden leaves" in page
 
 
