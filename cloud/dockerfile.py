@@ -10,8 +10,8 @@ TEXT = """\
 # made from settings.ini by `make dockerfile`: edit cloud/dockerfile.py
 #   docker build -f cloud/Dockerfile --target cpu -t {name}:cpu .      (--build-arg TORCH_INDEX=ADDRESS of torch's CPU builds saves several GB)
 #   docker build -f cloud/Dockerfile --target cuda -t {name}:cuda .
-#   docker run --rm -v "$PWD/outputs:/work/outputs" {name}:cpu run loop
-#   docker run --rm --gpus all -v "$PWD/outputs:/work/outputs" -v "$PWD/poems:/work/poems" -e HF_TOKEN {name}:cuda run loop --profile qwen3-8b-qlora -p poems=poems/mine.jsonl
+#   docker run --rm -v "$PWD/outputs:/app/outputs" {name}:cpu run loop
+#   docker run --rm --gpus all -v "$PWD/outputs:/app/outputs" -v "$PWD/poems:/app/poems" -e HF_TOKEN {name}:cuda run loop --profile qwen3-8b-qlora -p poems=poems/mine.jsonl
 
 FROM python:{python}-slim AS base
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
@@ -23,7 +23,7 @@ RUN pip install ${{TORCH_INDEX:+--index-url "$TORCH_INDEX"}} {torch}
 RUN pip install {requirements}
 COPY . /{name}
 RUN pip install --no-deps --no-build-isolation -e /{name}
-WORKDIR /work
+WORKDIR /app
 ENTRYPOINT ["{command}"]
 CMD ["check"]
 
@@ -36,7 +36,7 @@ RUN pip install --no-deps {unsloth}
 COPY . /{name}
 RUN pip install --no-deps --no-build-isolation -e /{name}
 ENV UNSLOTH_AUTO_INSTALL=0
-WORKDIR /work
+WORKDIR /app
 ENTRYPOINT ["{command}"]
 CMD ["check"]
 """

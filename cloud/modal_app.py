@@ -17,7 +17,7 @@ import modal
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-WORK = "/work"  # in the container: where a run is written
+WORK = "/app"  # in the container: where a run is written
 GPU = os.environ.get("GPU", "L40S")
 HOURS = 24
 

@@ -2668,7 +2668,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                         'poetry_iter.use.models._on_disk': ('lib/use/models.html#_on_disk', 'poetry_iter/use/models.py'),
                                         'poetry_iter.use.models.find_models': ( 'lib/use/models.html#find_models',
                                                                                 'poetry_iter/use/models.py'),
-                                        'poetry_iter.use.models.gguf_spec': ('lib/use/models.html#gguf_spec', 'poetry_iter/use/models.py'),
                                         'poetry_iter.use.models.is_demonstration': ( 'lib/use/models.html#is_demonstration',
                                                                                      'poetry_iter/use/models.py'),
                                         'poetry_iter.use.models.model_named': ( 'lib/use/models.html#model_named',

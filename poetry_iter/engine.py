@@ -200,7 +200,8 @@ def spec_named(
     "The model that a name means; a GGUF file comes with its engine, and with the renderer that it was made with."
     if not name.endswith(".gguf"): return ModelSpec(**{"name": name, **changes})
     base, plus, adapter = name.partition(".gguf+")
-    spec = ModelSpec(name=base + ".gguf" if plus else name, adapter=adapter or None, engine="llamacpp")
+    files = [str(locate(file)) for file in ([f"{base}.gguf", adapter] if plus else [name])]
+    spec = ModelSpec(name=files[0], adapter=files[1] if plus else None, engine="llamacpp")
     return replace(spec, **{"renderer": trained_with(spec).get("renderer", "chat"), **changes})
 
 def identity_of(spec: ModelSpec) -> str:

@@ -198,6 +198,13 @@ def test_no_public_name_is_exported_twice():
     assert {name: where for name, where in found.items() if len(where) > 1} == {}
 
 
+def test_numbers_give_one_reading_order():
+    "Two notebooks of a room with one number have no order."
+    for folder in {p.parent for p in MODULES}:
+        numbers = [p.name.split("_")[0] for p in sorted(folder.glob("[0-9]*.ipynb"))]
+        assert len(numbers) == len(set(numbers)), folder
+
+
 def test_each_module_has_one_notebook():
     made = [re.search(r"#\| default_exp (\S+)", "\n".join(c.source for c in cells(path)))[1] for path in MODULES]
     assert sorted({m for m in made if made.count(m) > 1}) == []
