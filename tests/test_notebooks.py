@@ -25,7 +25,7 @@ from poetry_iter.pipeline.plans import reckon
 
 HOUSE = Path(__file__).resolve().parents[1]
 NBS = HOUSE / "nbs"
-EXPERIMENT_FOLDERS = [f for f in (NBS / name for name in ("loop", "workshop", "critic", "judge", "embedded", "verse")) if f.is_dir()]
+EXPERIMENT_FOLDERS = sorted(p.parent for p in NBS.glob("*/experiment.yaml"))
 STAGES = [p for folder in EXPERIMENT_FOLDERS for p in sorted(folder.glob("[0-9]*.ipynb"))]
 MODULES = sorted((NBS / "lib").rglob("[0-9]*.ipynb"))
 PROFILES = [p for folder in EXPERIMENT_FOLDERS for p in sorted((folder / "profiles").glob("*.yaml"))]
@@ -253,7 +253,7 @@ def test_arrows_point_one_way():
 
 # ------------------------------------------------------------------ one seam to the engines
 
-BEHIND = {"torch", "peft", "transformers", "trl", "accelerate", "bitsandbytes", "unsloth", "llama_cpp"}  # packages
+BEHIND = {"torch", "peft", "transformers", "trl", "accelerate", "bitsandbytes", "unsloth", "llama_cpp", "gguf", "ray", "tinker"}  # packages
 INSIDE = {"lm", "get_base_model", "peft_config", "get_output_embeddings", "from_pretrained", "load_adapter"}  # attributes of what they give
 FILES = ("adapter_model.safetensors", "adapter_config.json", "made_with.json")
 MAKES_MODELS = {"embedded/pretraining.py", "critic/reinforcement.py"}  # a model made from nothing, with torch; an experiment with TRL's own trainer

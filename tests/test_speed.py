@@ -28,16 +28,19 @@ def poems():
     return load_poems(root() / "data/tiny_poems.jsonl")[0][:12]
 
 
-def samples(lm, prompts, **kw):
-    return [c.tokens for said in lm.sample(prompts, lm.renderer.end, 3, Sampling(max_new_tokens=40), **kw) for c in said]
+def samples(lm, prompts, n, **kw):
+    return [c.tokens for said in lm.sample(prompts, lm.renderer.end, n, Sampling(max_new_tokens=110), **kw) for c in said]
 
 
-def test_samples_are_those_of_transformers(lm, poems, monkeypatch):
+@pytest.mark.parametrize("n", [1, 2])
+def test_samples_are_those_of_transformers(lm, poems, monkeypatch, n):
+    "Long enough that rows end and leave, one after another."
     prompts = [lm.renderer.describe(p) for p in poems]
     assert isinstance(lm.forward, Forward)
-    ours, crowded = samples(lm, prompts), samples(lm, prompts, tokens_per_batch=1500)
+    ours, crowded = samples(lm, prompts, n), samples(lm, prompts, n, tokens_per_batch=1500)
+    assert len({len(t) for t in ours}) > len(prompts) // 2
     monkeypatch.setattr(Transformers, "forward", None)
-    theirs = samples(lm, prompts)
+    theirs = samples(lm, prompts, n)
     assert sum(a != b for a, b in zip(ours, theirs)) <= 1 and sum(a != b for a, b in zip(ours, crowded)) <= 1  # ties within 1e-5
 
 
