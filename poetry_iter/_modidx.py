@@ -2152,6 +2152,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
             'poetry_iter.selection': { 'poetry_iter.selection.Guard': ('lib/selection.html#guard', 'poetry_iter/selection.py'),
                                        'poetry_iter.selection.Guard.reason': ( 'lib/selection.html#guard.reason',
                                                                                'poetry_iter/selection.py'),
+                                       'poetry_iter.selection._verdicts': ('lib/selection.html#_verdicts', 'poetry_iter/selection.py'),
                                        'poetry_iter.selection.select': ('lib/selection.html#select', 'poetry_iter/selection.py'),
                                        'poetry_iter.selection.selection_counts': ( 'lib/selection.html#selection_counts',
                                                                                    'poetry_iter/selection.py'),
