@@ -13,7 +13,7 @@ run: .venv  ## the self-improving loop on the embedded model and the shipped poe
 test: .venv  ## notebooks and package agree, the notebooks' own tests, then pytest
 	$(BIN)/python tests/check_clean.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/lib --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: .venv  ## kills, faults and nonsense, for some hours: make soak ARGS="--kills 12 --files 2000 --only loop"
 	$(BIN)/python tests/soak.py $(ARGS)
