@@ -190,7 +190,7 @@ def kill_all(process: subprocess.Popen) -> None:
     for child in psutil.Process(process.pid).children(recursive=True):
         os.kill(child.pid, signal.SIGKILL)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)  # nothing that it started holds its pipes
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 300) -> None:
