@@ -59,7 +59,7 @@ lock: .venv  ## requirements-lock.txt: the versions with which the tests pass
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools<81" wheel
-	$(BIN)/python -m pip install -q "$$(sed -n 's/^requirements = \(torch[^ ]*\).*/\1/p' settings.ini)"
-	$(BIN)/python -m pip install -q -e ".[dev,lab,docs]"
-	$(BIN)/python -m pip install -q --no-deps $$(sed -n 's/^unsloth_requirements = //p' settings.ini)
+	$(BIN)/python -m pip install -q --no-compile "$$(sed -n 's/^requirements = \(torch[^ ]*\).*/\1/p' settings.ini)"
+	$(BIN)/python -m pip install -q --no-compile -e ".[dev,lab,docs]"
+	$(BIN)/python -m pip install -q --no-compile --no-deps $$(sed -n 's/^unsloth_requirements = //p' settings.ini)
 	touch .venv
