@@ -9,6 +9,7 @@ __all__ = ['LATE', 'kernel_env', 'imports_of', 'serve', 'die_with_parent', 'Hear
 import ast
 import importlib
 import json
+import logging
 import os
 import random
 import select
@@ -55,7 +56,7 @@ def serve(
     modules: list[str],
 ) -> None:
     "Import, then fork a kernel for each request until the other side closes."
-    channel = socket.socket(fileno=fd)
+    channel, parent = socket.socket(fileno=fd), os.getpid()
     die_with_parent(signal.SIGKILL)
     for name in ["ipykernel.kernelapp", *modules]:
         try: importlib.import_module(name)
@@ -66,7 +67,7 @@ def serve(
     channel.sendall(b'{"ready": true}\n')
     for line in lines:
         request = json.loads(line)
-        if not (pid := os.fork()): return _become_kernel(channel, lines, **request)
+        if not (pid := os.fork()): return _become_kernel(channel, lines, parent, **request)
         channel.sendall(json.dumps({"pid": pid}).encode() + b"\n")
         code = _wait(pid, channel)
         if code is None: return
@@ -93,8 +94,10 @@ def _wait(pid, channel) -> int | None:
     finally: os.close(child)
 
 # %% ../../nbs/lib/pipeline/07_kernels.ipynb #419bdf72
-def _become_kernel(channel, lines, arguments, env, cwd):
+def _become_kernel(channel, lines, parent, arguments, env, cwd):
     "In the child: be a kernel as if just started."
+    die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent: os._exit(1)  # it was gone before
     os.setsid()
     lines.close()
     channel.close()
@@ -103,6 +106,7 @@ def _become_kernel(channel, lines, arguments, env, cwd):
     os.chdir(cwd)
     random.seed()
     if "numpy" in sys.modules: sys.modules["numpy"].random.seed()
+    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # told to end, ipykernel may say once more that it is idle, into a closed socket
     sys.argv = ["ipykernel_launcher", *arguments]
     from ipykernel import kernelapp
 
