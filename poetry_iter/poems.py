@@ -212,6 +212,7 @@ def _table_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
 def _check_columns(path: Path, names: list[str]) -> None:
     if names and not _key(dict.fromkeys(names), TEXT_KEYS): raise UserError(f"{path}: no column for the poem; found {', '.join(map(str, names))[:200]}; name one of them {NAMES}")
 
+# %% ../nbs/lib/01_poems.ipynb #ef5d267c
 def _column_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
