@@ -69,10 +69,14 @@ class Crew:
     ) -> Completion:  # empty where the prompt leaves no room for an answer
         "An answer to a task."
         lm = self.model(role)
+        prompt, end = self.prompt(lm, task, row)
+        return lm.sample([prompt], end, 1, sampling, [seed], stream=stream)[0][0] if prompt else Completion("", "length")
+
+    def prompt(self, lm: Engine, task: str, row: dict) -> tuple[list[int], int]:
+        "The prompt of a task, empty where it leaves no room for an answer, and the token that ends an answer."
         render = with_roles(lm.renderer)
         prompt = render.chat(TASKS[task].messages(row))
-        if len(prompt) + 16 > lm.context_length: return Completion("", "length")
-        return lm.sample([prompt], render.end, 1, sampling, [seed], stream=stream)[0][0]
+        return prompt if len(prompt) + 16 <= lm.context_length else [], render.end
 
 # %% ../../nbs/lib/workshop/07_session.ipynb #63782734
 TEMPERATURES = {"brief": 0.4, "draft": 0.8, "critique": 0.3, "revision_brief": 0.4, "redraft": 0.75, "note": 0.4}
