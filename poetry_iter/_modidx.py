@@ -3326,6 +3326,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                                                                           'poetry_iter/workshop/session.py'),
                                               'poetry_iter.workshop.session.before_after': ( 'lib/workshop/session.html#before_after',
                                                                                              'poetry_iter/workshop/session.py'),
+                                              'poetry_iter.workshop.session.exported_players': ( 'lib/workshop/session.html#exported_players',
+                                                                                                 'poetry_iter/workshop/session.py'),
                                               'poetry_iter.workshop.session.metric_table': ( 'lib/workshop/session.html#metric_table',
                                                                                              'poetry_iter/workshop/session.py'),
                                               'poetry_iter.workshop.session.plain_brief': ( 'lib/workshop/session.html#plain_brief',

@@ -253,6 +253,7 @@ class CrowdRow:
     @property
     def ended(self) -> bool: return bool(self.said) and (self.said[-1] == self.end or len(self.said) == len(self.luck))
 
+# %% ../../nbs/lib/engines/03_decoding.ipynb #fdce12c5
 class Crowd:
     "Samples that begin and end when they will, decoded together; each depends on its prompt, sampling and luck alone."
 

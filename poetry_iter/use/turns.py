@@ -111,11 +111,10 @@ class Turns:
 
     def _turn(self) -> None:
         "What waits first, and beside it what waits behind it for the same model, until all of them have ended."
-        group, live, new, found = None, {}, [], self._first()  # nothing: it was let in beside another
+        found: Any = self._first()  # nothing: it was let in beside another
+        group, live, new, spec = None, {}, [], found and found[1]
         while found or live:
-            if found:
-                work, spec = found
-                ended = [(work(), None)]
+            if found: ended = [(found[0](), None)]
             else:
                 try:
                     group = group or together(self.open[spec])
