@@ -150,7 +150,7 @@ def session(
                          "own_brief": generation_brief == plain_brief(request, form), "models": players, "swap": crew.swap, "loads": crew.loads, "seed": seed,
                          "temperatures": heat, "contracts": {t: TASKS[t].contract for t in ("brief", "poem", "critique", "revision_brief", "note")}, "outcomes": outcomes}}
 
-# %% ../../nbs/lib/workshop/07_session.ipynb #5a2d32bf
+# %% ../../nbs/lib/workshop/07_session.ipynb #d64ee44a
 def exported_players(
     folder: Path,  # of exported files, as RUN/export
     poet: str = "poet",
@@ -163,6 +163,7 @@ def exported_players(
     whole = lambda file: f"{named['base']}+{file}" if file.stem.endswith("-adapter") else str(file)
     return spec_named(whole(named["educator"])), spec_named(whole(named[poet]))
 
+# %% ../../nbs/lib/workshop/07_session.ipynb #5a2d32bf
 def players_of(
     run: str | None = None,  # its name, or NAME/export for its exported files (default: the newest workshop with a checkpoint)
     model: str | None = None,  # a folder, a name on the hub or GGUF files (EDUCATOR.gguf,POET.gguf), in place of a run
