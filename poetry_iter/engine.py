@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'CHARGES', 'ModelSpec', 'Can', 'EngineKind', 'get_engine', 'require', 'dollars', 'Sampling', 'Checkpoint',
-           'Trained', 'spec_of', 'trained_with', 'spec_named', 'identity_of', 'Engine', 'open_engine', 'open_renderer']
+           'Trained', 'spec_of', 'trained_with', 'spec_named', 'identity_of', 'Engine', 'open_engine', 'open_renderer',
+           'Draw', 'OneByOne', 'together']
 
 # %% ../nbs/lib/03_engine.ipynb #7dec3f38
 import importlib
 import importlib.util
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -295,3 +297,30 @@ def open_renderer(
 
     tokenizer, context = load(spec.where)
     return get_renderer(spec.renderer, tokenizer), context
+
+# %% ../nbs/lib/03_engine.ipynb #481a67ad
+@dataclass(eq=False)
+class Draw:
+    "One sample that somebody asks for."
+
+    prompt: list[int]  # tokens
+    end: int  # the token that ends it
+    sampling: Sampling
+    seed: int = 0
+    stream: Callable[[str], None] | None = None  # called with each new piece of text; may raise to stop
+
+class OneByOne:
+    "Samples of several askers, one after the other."
+
+    def __init__(self, lm: Engine): self.lm, self.waiting = lm, deque()
+    def join(self, draw: Draw) -> None: self.waiting.append(draw)
+
+    def step(self) -> list[tuple[Draw, Completion | BaseException]]:
+        "Draw the first that waits: what came, or the exception that ended it."
+        draw = self.waiting.popleft()
+        try: return [(draw, self.lm.sample([draw.prompt], draw.end, 1, draw.sampling, [draw.seed], stream=draw.stream)[0][0])]
+        except BaseException as e: return [(draw, e)]
+
+def together(lm: Engine) -> Any:  # `join` a draw, and `step` until it has ended
+    "How an engine draws the samples of several askers."
+    return getattr(lm, "together", lambda: None)() or OneByOne(lm)
