@@ -172,6 +172,8 @@ def run_experiment(
     progress: bool = True,
 ) -> Path:  # the report, or the run's folder where there is none
     "Run an experiment from the first stage that is not complete; raises `UserError` before anything runs."
+    from poetry_iter.pipeline.readiness import check_ready
+
     check_surroundings()
     asked = read_request(name, profile, settings)
     experiment = asked.experiment
@@ -185,6 +187,7 @@ def run_experiment(
     if missing := asked.declared.keys() - parameters.keys(): raise UserError(f"{folder / 'config.json'}: no {', '.join(sorted(missing))} among its parameters; choose another --run")
     if config and (changed := drift(config)): print(f"run {folder.name} goes on, with something else under it: {', '.join(changed)}", file=sys.stderr)
     check_parameters(parameters, asked.declared, experiment)
+    check_ready(parameters, {k: p for n, stage in stage_order(experiment, parameters) if not stage_file(folder, n, stage).exists() for k, p in asked.stages[stage].parameters.items()})
     config = config or make_config(experiment.name, parameters)
     with _locked(Run(folder)) as lock:
         if not (folder / "config.json").exists(): write_json(folder / "config.json", config)
