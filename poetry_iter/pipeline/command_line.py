@@ -60,7 +60,8 @@ def _settings(prefix, parsed_args, **_) -> list[str]:
     from poetry_iter.pipeline.parameters import Choices
 
     declared, name = declared_parameters(load_stages(get_experiment(parsed_args.experiment))), prefix.partition("=")[0]
-    if "=" in prefix and name in declared: return [f"{name}={v}" for v in (declared[name].domain.all() if isinstance(declared[name].domain, Choices) else ())]
+    domain = declared[name].domain if "=" in prefix and name in declared else None
+    if isinstance(domain, Choices): return [f"{name}={v}" for v in domain.all()]
     return [f"{n}=" for n in declared]
 
 # %% ../../nbs/lib/pipeline/05_command_line.ipynb #e76b823d
