@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from conftest import HOUSE, wait_for
+from conftest import HOUSE, kill_all, wait_for
 
 from poetry_iter.core import house as house_folder
 from poetry_iter.core import workplace
@@ -195,6 +196,22 @@ def test_a_runner_that_is_killed_and_resumed_leaves_the_same_bytes(tiny):
         for file in ("metrics.jsonl", "checkpoints.jsonl"):
             alone, killed = ((tiny.run(run) / file).read_bytes() for run in ("alone", name))
             assert killed.replace(f"outputs/{name}".encode(), b"outputs/alone") == alone
+
+
+def test_a_kernel_does_not_outlive_the_process_that_forked_it(tiny):
+    """However that one ends: an orphan would hold the run's lock, and the pipe of whoever waits for the runner."""
+    process = tiny.start("run", "tiny", "--run", "a", "-p", "nap=60", "-p", "rounds=1")
+    wait_for(tiny.run("a") / "round_001/2_add.running.ipynb", process)
+    end, kernels = time.monotonic() + 60, []
+    while not kernels and time.monotonic() < end:
+        forking = [p for p in psutil.Process(process.pid).children() if "kernels import serve" in " ".join(p.cmdline())]
+        kernels = [k for p in forking for k in p.children()]
+    assert kernels, "no kernel was forked"
+    process.send_signal(signal.SIGSTOP)
+    forking[0].kill()
+    _, alive = psutil.wait_procs(kernels, timeout=20)
+    assert not alive
+    kill_all(process)
 
 
 def test_another_kernel_of_that_name_is_not_used(tiny):

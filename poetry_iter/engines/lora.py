@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from ..core import UserError, digest, first_line, read_json, write_json
+from ..core import UserError, append_jsonl, digest, first_line, read_json, write_json
 from ..engine import Checkpoint, Trained
 from .weights import ADAPTER, adapter_hash, check_adapter, layers_of, model_hash
 from ..renderers import Example
@@ -163,6 +163,7 @@ def _trainer(engine, examples, settings, total_steps, previous, work):
                          processing_class=engine.tokenizer, optimizers=(optimizer, schedule))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_save_last())
+    trainer.add_callback(_tell_steps(work / "steps.jsonl"))
     return trainer
 
 def _arguments(engine, settings, steps, work):
@@ -187,3 +188,14 @@ def _save_last():
             if state.global_step >= state.max_steps: control.should_save = True
 
     return SaveLast()
+
+def _tell_steps(path: Path):
+    "A callback that writes each step where somebody who follows the run can read it while it goes on."
+    from transformers import TrainerCallback
+
+    class TellSteps(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs and state.is_world_process_zero:
+                append_jsonl(path, [{"step": state.global_step, **{k: logs[k] for k in ("loss", "learning_rate", "grad_norm") if isinstance(logs.get(k), float) and math.isfinite(logs[k])}}])
+
+    return TellSteps()

@@ -85,8 +85,9 @@ def _dry_run(args):
 
 def _help_parameters(name):
     from poetry_iter.pipeline.experiments import declared_parameters, get_experiment, load_stages
+    from poetry_iter.pipeline.runner import OWN
 
-    declared = declared_parameters(load_stages(get_experiment(name)))
+    declared = {**declared_parameters(load_stages(get_experiment(name))), **OWN}
     width = max(map(len, declared), default=0)
     for k, p in declared.items(): print(f"{k:<{width}}  {dumps(p.default):<24}  " + (f"{p.domain} " if p.domain else "") + p.help)
 
