@@ -19,7 +19,7 @@ import torch
 
 from ..core import UserError, append_jsonl, digest, first_line, read_json, write_json
 from ..engine import Checkpoint, Trained
-from .weights import ADAPTER, adapter_hash, check_adapter, layers_of, model_hash
+from .weights import ADAPTER, adapter_hash, check_adapter, layers_of, model_hash, name_base
 from ..renderers import Example
 
 # %% ../../nbs/lib/engines/04_lora.ipynb #bca95c39
@@ -133,6 +133,7 @@ def _train(engine, examples, settings, total_steps, previous, made, start, work,
     last, schedule = work / f"checkpoint-{trainer.state.global_step}", cast(torch.optim.lr_scheduler.LambdaLR, trainer.lr_scheduler)
     _wait(ranks)
     if rank == 0:
+        write_json(last / "adapter_config.json", name_base(last, engine.spec.name))
         write_json(last / "made_with.json", {**made, "step": schedule.last_epoch, "weights": adapter_hash(last)})
         if out.exists(): shutil.rmtree(out)
         last.rename(out)

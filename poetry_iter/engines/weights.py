@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTER', 'read_header', 'check_model_folder', 'not_finite', 'file_hash', 'model_hash', 'made_with', 'adapter_hash',
-           'check_adapter', 'layers_of', 'in_cache', 'check_hub', 'context_length', 'load_tokenizer']
+           'check_adapter', 'layers_of', 'name_base', 'adapter_files', 'in_cache', 'check_hub', 'context_length',
+           'load_tokenizer']
 
 # %% ../../nbs/lib/engines/01_weights.ipynb #b1680f1e
 import hashlib
@@ -12,7 +13,7 @@ import json
 import os
 from pathlib import Path
 
-from ..core import UserError, digest, first_line, known_keys, locate, read_json, root, workplace, write_json
+from ..core import UserError, digest, dumps, first_line, known_keys, locate, read_json, root, workplace, write_json
 
 # %% ../../nbs/lib/engines/01_weights.ipynb #415d397d
 def read_header(
@@ -166,6 +167,25 @@ def _check_base(path: Path, base: str, facts: dict, config: dict) -> None:
     if facts["base_hash"] == now: return
     if facts["base_hash"] != _hash_of_ends(base): raise UserError(f"adapter {path}: made on the base model {facts['base']} ({facts['base_hash']}), not on {base} ({now})")
     if os.access(path / "made_with.json", os.W_OK): write_json(path / "made_with.json", {**facts, "base_hash": now})
+
+# %% ../../nbs/lib/engines/01_weights.ipynb #f11fd8ee
+def name_base(
+    path: str | Path,  # an adapter's folder
+    base: str,  # a name on the hub, or a folder from the root
+) -> dict:  # its config
+    "The config of an adapter, with the base under its name."
+    root_of, config = str(root()) + "/", read_json(Path(path) / "adapter_config.json")
+    return {**config, "base_model_name_or_path": base.removeprefix(root_of)}
+
+def adapter_files(
+    path: str | Path,  # a checkpoint's folder
+    base: str = "",  # what the base is called elsewhere (default: as it was made)
+) -> dict[str, bytes]:  # name → content
+    "What is needed of a checkpoint elsewhere: weights, config, and what it was made with."
+    path, facts = Path(path), made_with(path)
+    config = name_base(path, base or facts.get("base", ""))
+    kept = {"adapter_config.json": config, "made_with.json": {**facts, **({"base": base} if base else {})}}
+    return {ADAPTER: (path / ADAPTER).read_bytes(), **{name: (dumps(value, indent=1) + "\n").encode() for name, value in kept.items()}}
 
 # %% ../../nbs/lib/engines/01_weights.ipynb #e2178d61
 def in_cache(name: str) -> bool:

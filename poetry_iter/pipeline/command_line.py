@@ -302,6 +302,21 @@ def _ledger(args):
 
     print(ledger_main(args.cache_dir, args.settle, args.unbilled))
 
+def _push(args):
+    from poetry_iter.pipeline.publishing import push_run
+
+    print(plain(push_run(args.run, args.repo, args.checkpoint or "", args.base, args.private), lines=False))
+
+def _card(args):
+    from poetry_iter.core import locate
+    from poetry_iter.pipeline.publishing import finish_base, write_cards
+    from poetry_iter.runs import find_run
+
+    folder = locate(args.what)
+    cards = [finish_base(folder)] if (folder / "model.safetensors").exists() else write_cards(find_run(args.what))
+    if not cards: raise UserError(f"card: {args.what} has no checkpoint whose files are here")
+    print(plain("\n".join(map(str, cards))))
+
 def _completion(args):
     try: from argcomplete.shell_integration import shellcode
     except ImportError as e: raise UserError("completion: argcomplete is not installed: pip install argcomplete") from e
@@ -309,7 +324,7 @@ def _completion(args):
     print(shellcode(["poetry-iter"], shell=args.shell))
 
 def _add_elsewhere(add) -> None:
-    "The words of `export`, `teacher` and `completion`."
+    "The words of `export`, `teacher`, `push`, `card` and `completion`."
     p = add("export", _export, "write what a run has trained as GGUF files that llama.cpp runs, each with a certificate")
     p.add_argument("run", metavar="RUN|MODEL", help="a run's name or folder; or a model's folder, as data/model")
     p.add_argument("--checkpoint", metavar="NAME", help="one of the run (default: the educator and the poet of a workshop, the last one of a loop)")
@@ -328,6 +343,16 @@ def _add_elsewhere(add) -> None:
     p.add_argument("--cache-dir", default="outputs/teacher", metavar="FOLDER", help="where the answers are kept (default: %(default)s)")
     p.add_argument("--settle", type=float, metavar="DAYS", help="settle what has been open for longer, at what was reserved")
     p.add_argument("--unbilled", action="store_true", help="settle it at nothing, for the vendor's bill says that it was not charged")
+
+    p = add("push", _push, "put a run's checkpoint on the hub, with a card of what it gained; HF_TOKEN must write there")
+    offer(p.add_argument("run", metavar="RUN"), _run_names)
+    p.add_argument("repo", metavar="OWNER/NAME", help="on the hub; made when it is not there")
+    p.add_argument("--checkpoint", metavar="NAME", help="one of the run (default: the last that is in use)")
+    p.add_argument("--base", default="", metavar="OWNER/NAME", help="what the base is called on the hub, where it is a folder here")
+    p.add_argument("--private", action="store_true")
+
+    p = add("card", _card, "write the cards of a run's checkpoints again, or that of a model's folder with its sampling defaults")
+    offer(p.add_argument("what", metavar="RUN|FOLDER"), _run_names)
 
     p = add("completion", _completion, "print what makes the tab key complete: eval \"$(poetry-iter completion bash)\"")
     p.add_argument("shell", choices=["bash", "zsh"])

@@ -10,7 +10,6 @@ import time
 from datetime import datetime
 
 from ..core import UserError, plain, read_json
-from .experiments import get_experiment
 from .parameters import name_some
 from .runner import broken, unfinished
 from ..runs import ReferenceRun, Run, compare_runs, find_run, list_runs, reference_runs

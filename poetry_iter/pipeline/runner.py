@@ -344,6 +344,8 @@ def run_experiment(
     progress: bool = True,
 ) -> Path:  # the report, or the run's folder where there is none
     "Run an experiment from the first stage that is not complete; raises `UserError` before anything runs."
+    from poetry_iter.pipeline.publishing import write_cards
+
     check_surroundings()
     asked = read_request(name, profile, settings)
     folder = _folder(asked.experiment.name, run, resume)
@@ -352,5 +354,6 @@ def run_experiment(
         if not (folder / "config.json").exists(): write_json(folder / "config.json", config)
         for stale in (*folder.rglob("*.running.ipynb"), *folder.rglob(".*.tmp")): stale.unlink()  # of a runner that was killed
         _run(asked.experiment, asked.stages, Run(folder), config, lock, progress, asked.report_to)
+        write_cards(Run(folder))
     report = folder / asked.experiment.report
     return report if report.exists() else folder
