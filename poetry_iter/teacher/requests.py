@@ -11,9 +11,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
 from ..core import UserError, dumps, plain, scrub
 
 # %% ../../nbs/lib/teacher/01_requests.ipynb #22afb085
@@ -56,6 +53,9 @@ def parse_json(
     schema: dict,
 ) -> object:  # raises `ValueError` that says where it departs from the schema
     "The JSON object in an answer, checked."
+    from jsonschema import Draft202012Validator  # two seconds, where every check of its formats is installed
+    from jsonschema.exceptions import best_match
+
     start = text.find("{")
     try: value, _ = json.JSONDecoder().raw_decode(text[max(start, 0):])
     except json.JSONDecodeError as e: raise ValueError(f"no whole JSON object in the answer ({e.msg})") from e
