@@ -29,7 +29,7 @@ from .forward import Forward, forward_of, forward_losses
 from .devices import best_device, torch_dtype
 from .launch import launch
 from .lora import adapter_digest, fresh_adapter, load_adapter, ranks_here, train_adapter
-from .weights import check_model_folder, context_length, model_hash
+from .weights import check_hub, check_model_folder, context_length, model_hash
 from ..renderers import Completion, Example, Renderer, get_renderer
 
 # %% ../../nbs/lib/engines/05_transformers.ipynb #295ffac6
@@ -88,6 +88,7 @@ class Transformers:
         "Model and tokenizer; raises `UserError` when they cannot be loaded, or the adapter is another's."
         spec = self.spec
         if (folder := Path(spec.where)).is_dir(): check_model_folder(folder)
+        elif not folder.exists(): check_hub(spec.where)
         device = best_device() if spec.device == "auto" else spec.device
         dtype = torch_dtype(spec.dtype, device)
         try: model, tokenizer = self.load(spec.where, device, dtype)
