@@ -1896,6 +1896,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/poetry_iter', 'doc_host': 
                                                                                                  'poetry_iter/pipeline/runner.py'),
                                              'poetry_iter.pipeline.runner._no_room': ( 'lib/pipeline/runner.html#_no_room',
                                                                                        'poetry_iter/pipeline/runner.py'),
+                                             'poetry_iter.pipeline.runner._only_bars': ( 'lib/pipeline/runner.html#_only_bars',
+                                                                                         'poetry_iter/pipeline/runner.py'),
                                              'poetry_iter.pipeline.runner._papermill': ( 'lib/pipeline/runner.html#_papermill',
                                                                                          'poetry_iter/pipeline/runner.py'),
                                              'poetry_iter.pipeline.runner._raise': ( 'lib/pipeline/runner.html#_raise',
