@@ -106,6 +106,7 @@ class Checked:
 
     def __str__(self): return f"{{{self.name}}}"
 
+# %% ../../nbs/lib/pipeline/01_parameters.ipynb #c0d154a9
 def check_poems(
     path: str | list[str],  # relative ones are looked for in the workplace, then in the house
     values: dict,  # `only` among them says which poems are asked for
@@ -134,6 +135,7 @@ def check_model(
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or locate(name.split("/")[0]).is_dir():
         raise UserError(f"model {name}: there is no such folder, and it is no name on the hub (owner/name)")
 
+# %% ../../nbs/lib/pipeline/01_parameters.ipynb #60a11338
 def check_engine(
     name: str,
     values: dict,  # `load_in_4bit` among them asks for one that can
@@ -155,6 +157,7 @@ def _spec(engine: str, values: dict):
     given = {"name": "model", **{k: k for k in ("renderer", "base_url")}}
     return ModelSpec(engine=engine, **{k: values[p] for k, p in given.items() if p in values})
 
+# %% ../../nbs/lib/pipeline/01_parameters.ipynb #8e8aa5e3
 def check_quant(
     name: str,  # of a quantization, all, or nothing
     values: dict | None = None,
