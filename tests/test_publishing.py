@@ -40,7 +40,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({"error": "Invalid credentials"}, 401)
         if self.path == "/api/repos/create":
             said = json.loads(raw)
-            hub.repos.append((f"{said.get('organization') or 'somebody'}/{said['name']}", said.get("private", False)))
+            hub.repos.append((f"{said.get('organization') or 'somebody'}/{said['name']}", bool(said.get("private")) or said.get("visibility") == "private"))
             self.answer({"url": f"{hub.url}/{hub.repos[-1][0]}", "id": hub.repos[-1][0]})
         elif "/preupload/" in self.path:
             files = json.loads(raw)["files"]
