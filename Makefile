@@ -13,7 +13,7 @@ run: .venv  ## the self-improving loop on the embedded model and the shipped poe
 test: .venv  ## notebooks and package agree, the notebooks' own tests, then pytest
 	$(BIN)/python tests/check_clean.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path nbs/lib --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: .venv  ## kills, faults and nonsense, for some hours: make soak ARGS="--kills 12 --files 2000 --only loop"
 	$(BIN)/python tests/soak.py $(ARGS)
@@ -59,7 +59,7 @@ lock: .venv  ## requirements-lock.txt: the versions with which the tests pass
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip "setuptools<81" wheel
-	$(BIN)/python -m pip install -q "$$(sed -n 's/^requirements = \(torch[^ ]*\).*/\1/p' settings.ini)"
-	$(BIN)/python -m pip install -q -e ".[dev,lab,docs]"
-	$(BIN)/python -m pip install -q --no-deps $$(sed -n 's/^unsloth_requirements = //p' settings.ini)
+	$(BIN)/python -m pip install -q --no-compile "$$(sed -n 's/^requirements = \(torch[^ ]*\).*/\1/p' settings.ini)"
+	$(BIN)/python -m pip install -q --no-compile -e ".[dev,lab,docs]"
+	$(BIN)/python -m pip install -q --no-compile --no-deps $$(sed -n 's/^unsloth_requirements = //p' settings.ini)
 	touch .venv

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 
-import papermill
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -154,20 +153,18 @@ def test_a_piece_is_a_part_of_its_poem(poems):
         assert set(part.split("\n")) <= set(text.split("\n"))
 
 
-def test_the_stages_make_a_model(tmp_path, monkeypatch):
-    """All four stages, small, one after another, with plain papermill."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    given = {"run_dir": str(tmp_path / "run"), "steps": 8, "eval_every": 4, "watch": 2, "most": 2, "renderers": ["base"], "max_new_tokens": 24}
-    for stage in ("1_corpus", "2_tokenizer", "3_train", "4_evaluate"):
-        source = root() / f"nbs/embedded/{stage}.ipynb"
-        declared = papermill.inspect_notebook(str(source))
-        papermill.execute_notebook(str(source), str(tmp_path / f"{stage}.ipynb"), {k: v for k, v in given.items() if k in declared}, progress_bar=False, cwd=str(root()))
-    log = read_jsonl(tmp_path / "run/train.jsonl")
+def test_the_stages_make_a_model(house):
+    """All four stages, small."""
+    settings = ("steps=8", "eval_every=4", "watch=2", "most=2", "renderers=[base]", "max_new_tokens=24")
+    done = house.cli("run", "embedded", "--run", "run", *(x for s in settings for x in ("-p", s)), env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    run = house.run("run")
+    log = read_jsonl(run / "train.jsonl")
     assert [row["step"] for row in log] == [4, 8]
-    assert open_engine(ModelSpec(name=str(tmp_path / "run/model"))).model.num_parameters() > 100_000
-    figures = json.loads((tmp_path / "run/examination.json").read_text())
+    assert open_engine(ModelSpec(name=str(run / "model"))).model.num_parameters() > 100_000
+    figures = json.loads((run / "examination.json").read_text())
     assert figures["base"]["poems"] == 2
-    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
     assert state["step"] == 8
-    corpus = {row["text"] for row in read_jsonl(tmp_path / "run/corpus.jsonl")}
-    assert not corpus & {Poem(**{k: r[k] for k in ("title", "content")}).content for r in read_jsonl(tmp_path / "run/held_out.jsonl")}
+    corpus = {row["text"] for row in read_jsonl(run / "corpus.jsonl")}
+    assert not corpus & {Poem(**{k: r[k] for k in ("title", "content")}).content for r in read_jsonl(run / "held_out.jsonl")}

@@ -25,7 +25,7 @@ def lm(request):
 
 @pytest.fixture(scope="module")
 def poems():
-    return load_poems(root() / "data/tiny_poems.jsonl")[0][:12]
+    return load_poems(root() / "data/tiny_poems.jsonl")[0][:8]
 
 
 def samples(lm, prompts, n, **kw):

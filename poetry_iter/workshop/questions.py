@@ -17,34 +17,42 @@ from .gate import load_annotations
 from ..poems import Poem, words
 from ..runs import StagePlan
 
-# %% ../../nbs/lib/workshop/03_questions.ipynb #c5fc80c6
-def alike(
-    bad: list[Poem],
-    good: list[Poem],
-):  # array, a row a bad poem, a column a good one
-    "How alike poems are in topic and form, in [0, 1]."
+# %% ../../nbs/lib/workshop/03_questions.ipynb #4423b089
+def _topics(poems: list[Poem]):  # sparse array of length 1, a row a poem, a column a word
+    "The words of poems, weighed by how rare they are."
     import numpy as np
     from scipy.sparse import csr_array
 
-    bags = [Counter(w for w in words(f"{p.title} {p.content}") if len(w) > 3) for p in (*bad, *good)]
+    bags = [Counter(w for w in words(f"{p.title} {p.content}") if len(w) > 3) for p in poems]
     number = {w: i for i, w in enumerate(dict.fromkeys(w for bag in bags for w in bag))}
     shared = Counter(w for bag in bags for w in bag)
     rows = []
     for bag in bags:
         v = np.array([(1 + np.log(n)) * np.log(len(bags) / shared[w] + 1) for w, n in bag.items()])
         rows.append(v / max(np.linalg.norm(v), 1e-9))
-    weights = csr_array((np.concatenate(rows), [number[w] for bag in bags for w in bag], np.cumsum([0, *map(len, bags)])), shape=(len(bags), len(number)))
-    topic = (weights[: len(bad)] @ weights[len(bad) :].T).toarray()
+    return csr_array((np.concatenate(rows), [number[w] for bag in bags for w in bag], np.cumsum([0, *map(len, bags)])), shape=(len(bags), len(number)))
+
+# %% ../../nbs/lib/workshop/03_questions.ipynb #c5fc80c6
+def _same_form(p: Poem, q: Poem) -> float:  # in [0, 1]
+    "How alike two poems are in form."
+    a, b = (x.extra.get("form", "").split(" (")[0] for x in (p, q))
+    if a and b: return 1.0 if a == b else 0.8 if a.split()[-1] == b.split()[-1] else 0.0
     ratio = lambda x, y: min(x, y) / max(x, y, 1)
+    stanza = lambda x: len(x.lines) / max(1, len(x.stanzas))
+    return (ratio(len(p.lines), len(q.lines)) + ratio(stanza(p), stanza(q))) / 2
 
-    def form(p, q):
-        a, b = (x.extra.get("form", "").split(" (")[0] for x in (p, q))
-        if a and b: return 1.0 if a == b else 0.8 if a.split()[-1] == b.split()[-1] else 0.0
-        stanza = lambda x: len(x.lines) / max(1, len(x.stanzas))
-        return (ratio(len(p.lines), len(q.lines)) + ratio(stanza(p), stanza(q))) / 2
+def alike(
+    bad: list[Poem],
+    good: list[Poem],
+):  # array, a row a bad poem, a column a good one
+    "How alike poems are in topic and form, in [0, 1]."
+    import numpy as np
 
-    return (topic / max(topic.max(), 1e-9) + np.array([[form(p, q) for q in good] for p in bad])) / 2
+    weights = _topics([*bad, *good])
+    topic = (weights[: len(bad)] @ weights[len(bad) :].T).toarray()
+    return (topic / max(topic.max(), 1e-9) + np.array([[_same_form(p, q) for q in good] for p in bad])) / 2
 
+# %% ../../nbs/lib/workshop/03_questions.ipynb #b1e01170
 def match_poems(
     bad: list[Poem],
     good: list[Poem],
@@ -82,6 +90,7 @@ def critique_items(
     sample = sorted(good, key=lambda p: seed_of(seed, "sample", p.id))[: limit_good or None]
     return [{"poem": poem_text(p), "title": p.title, "source": source} for source, side in (("bad", bad), ("good", sample)) for p in side]
 
+# %% ../../nbs/lib/workshop/03_questions.ipynb #6218da79
 def pair_items(
     good: list[Poem],
     bad: list[Poem],
@@ -101,6 +110,7 @@ def pair_items(
     half = (limit + 1) // 2
     return [p for at in "AB" for p in [q for q in pairs if q["good_at"] == at][:half]][:limit] if limit else pairs
 
+# %% ../../nbs/lib/workshop/03_questions.ipynb #03badb6d
 def easy_items(
     good: list[Poem],
     bad: list[Poem],
@@ -124,6 +134,7 @@ def easy_items(
     else: found.pop("autopsy")
     return {task: draw(rows, "question" if task == "lesson" else "poem") for task, rows in found.items()}
 
+# %% ../../nbs/lib/workshop/03_questions.ipynb #503d9342
 def open_teacher(
     provider: str,  # interim, or one of `provider_names()`
     model: str,  # the provider's; empty: its default
@@ -147,11 +158,10 @@ def open_teacher(
         return make_teacher("local", base.on(spec_of(rows["interim_educator"], run.path).adapter) if provider == "interim" else base, cache_dir=None)
     return make_teacher(provider, model or None, cap_dollars, account=run.name, batch=batch, base_url=base_url, prices=prices, key_name=key_name, annotated=annotations, progress=provider != "shipped")  # what ships is read in no time
 
+# %% ../../nbs/lib/workshop/03_questions.ipynb #dff17957
 def planned(teacher, requests: dict[str, list]) -> StagePlan:
     "What would be asked of a teacher, and its price; a dry run shows the prompts too."
     found = [r for rows in requests.values() for r in rows]
     plan = teacher.plan(found)
     tokens = int(plan.table.tokens_in.sum() + plan.table.tokens_out.sum())
     return StagePlan(f"{len(found)} requests, about ${plan.dollars:.2f}\n{plan}", len(found), tokens, plan.dollars, teacher.dry_run(found))
-
-
