@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -165,7 +166,10 @@ def test_the_tab_key(tmp_path):
 @pytest.mark.slow
 def test_the_wheel_carries_what_a_run_reads(tmp_path):
     """Built without the network, as `pip wheel` does; what it holds is named, and house() finds it."""
+    was_here = set(HOUSE.iterdir())
     subprocess.run([sys.executable, "-c", "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])", str(tmp_path)], cwd=HOUSE, check=True, capture_output=True)
+    for left in set(HOUSE.iterdir()) - was_here:  # build/ and the egg-info
+        shutil.rmtree(left)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     share = "poetry_iter/share"

@@ -22,7 +22,7 @@ from .widgets import NO_WIDGETS, or_mistake, widgets_module
 from ..poems import Poem
 from ..reports import load_round, rounds_of, run_poems
 from ..runs import Run
-from ..scoring import score, token_gains
+from ..scoring import Scored, score, token_gains
 
 # %% ../../nbs/lib/explore/02_panels.ipynb #f47e1993
 def word_colours(
@@ -142,14 +142,15 @@ def try_prompt(
     n: int = 2,  # candidates a poem
     max_new_tokens: int = 128,
     seed: int = 0,
-) -> tuple[list[dict], HTML]:  # the scored candidates, the best first; and cards
+) -> tuple[list[Scored], HTML]:  # the scored candidates, the best first; and cards
     "Candidates that an instruction gives, with their scores."
     if not instruction.strip(): raise UserError("type an instruction first, as: Describe the poem.")
     render, own = lm.renderer, lm.renderer.instruction
     render.instruction = instruction
     try: rows = score(lm, poems, describe(lm, poems, n, Sampling(max_new_tokens=max_new_tokens), seed))
     finally: render.instruction = own
-    rows = sorted(rows, key=lambda r: -(r.get("gain_over_other") if r.get("gain_over_other") is not None else -9))
+    gained = lambda r: r.get("gain_over_other")
+    rows = sorted(rows, key=lambda r: -9.0 if (g := gained(r)) is None else g, reverse=True)
     figures = lambda r: " · ".join(f"{k.replace('_', ' ')} {r[k]:.3f}" for k in ("gain", "gain_over_other") if r.get(k) is not None)
     return rows, side_by_side([text_card(r["title"], r["description"] or "—", figures(r) or r["ended"], "#2a9d5c") for r in rows])
 
