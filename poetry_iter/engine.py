@@ -312,13 +312,13 @@ class Draw:
 class OneByOne:
     "Samples of several askers, one after the other."
 
-    def __init__(self, lm: Engine): self.lm, self.waiting = lm, deque()
+    def __init__(self, engine: Engine): self.engine, self.waiting = engine, deque()
     def join(self, draw: Draw) -> None: self.waiting.append(draw)
 
     def step(self) -> list[tuple[Draw, Completion | BaseException]]:
         "Draw the first that waits: what came, or the exception that ended it."
         draw = self.waiting.popleft()
-        try: return [(draw, self.lm.sample([draw.prompt], draw.end, 1, draw.sampling, [draw.seed], stream=draw.stream)[0][0])]
+        try: return [(draw, self.engine.sample([draw.prompt], draw.end, 1, draw.sampling, [draw.seed], stream=draw.stream)[0][0])]
         except BaseException as e: return [(draw, e)]
 
 def together(lm: Engine) -> Any:  # `join` a draw, and `step` until it has ended

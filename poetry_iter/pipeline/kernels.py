@@ -29,7 +29,8 @@ def kernel_env(
 ) -> dict[str, str]:
     "What every kernel's environment says."
     return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-            "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+            "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "PYTHONWARNINGS": "ignore:IProgress not found"}
 
 # %% ../../nbs/lib/pipeline/07_kernels.ipynb #e75514f1
 LATE = {"poetry_iter.engine": ["torch", "transformers.models.qwen3.modeling_qwen3", "transformers.models.qwen2.tokenization_qwen2", "peft", "poetry_iter.engines.transformers"],

@@ -223,8 +223,13 @@ def _papermill(notebook, running, parameters, kernel_class, stream, outcome):
                                         stderr_file=stream, kernel_manager_class=kernel_class)
         for key, path in (("input_path", notebook), ("output_path", running)):
             nb.metadata.papermill[key] = os.path.relpath(path, workplace())
+        for cell in nb.cells: cell.update({"outputs": [o for o in cell["outputs"] if not _only_bars(o)]} if "outputs" in cell else {})
         outcome["text"] = scrub(nbformat.writes(nb))
     except BaseException as e: outcome["error"] = e
+
+def _only_bars(output) -> bool:
+    "Is this what progress bars have left on the error stream? They were for whoever waited."
+    return output.get("name") == "stderr" and not re.sub(r"[^\r\n]*(?:it/s|s/it)[^\r\n]*\]", "", output["text"]).strip()
 
 def _scrub_what_papermill_writes():
     "No key of this machine reaches a notebook, not even while it runs."

@@ -216,7 +216,7 @@ def _ballade(a):
     rhymes, out = best_rhymed(a, [3 * unit + unit[half:], apart])
     marks = [same_words(a.lines[len(unit) - 1], a.lines[k]) for k in (2 * len(unit) - 1, 3 * len(unit) - 1, n - 1)]
     out = [d for d in out if "repeats the word" not in d]
-    return [Part("lines", 1.0, 3), rhymes, Part("refrain", share_of(marks), 3)], out + [f"line {k} should repeat line {len(unit)}" for k, s in zip((2 * len(unit), 3 * len(unit), n), marks) if s < 0.5]
+    return [Part("lines", 1.0, 3), rhymes, Part("refrain", sum(marks) / 3, 3)], out + [f"line {k} should repeat line {len(unit)}" for k, s in zip((2 * len(unit), 3 * len(unit), n), marks) if s < 0.5]
 
 # %% ../../nbs/lib/verse/08_forms.ipynb #0be5bdd5
 @form("pantoum", 1.0)
@@ -226,7 +226,7 @@ def _pantoum(a):
     if n < 12 or n % 4 or (len(a.stanzas) > 1 and {len(s) for s in a.stanzas} != {4}): return [Part("lines", 0.2, 3)], [f"{n} lines, expected three quatrains or more"]
     pairs = [(k + j, k + j + 3) for k in range(0, n - 4, 4) for j in (1, 3)]
     marks = [same_words(a.lines[x], a.lines[y]) for x, y in pairs]
-    return [Part("lines", 1.0, 1), Part("refrains", share_of(marks), 4)], [f"line {y + 1} should repeat line {x + 1}" for (x, y), s in zip(pairs, marks) if s < 0.5]
+    return [Part("lines", 1.0, 1), Part("refrains", sum(marks) / len(marks), 4)], [f"line {y + 1} should repeat line {x + 1}" for (x, y), s in zip(pairs, marks) if s < 0.5]
 
 # %% ../../nbs/lib/verse/08_forms.ipynb #5e56455a
 @form("ghazal", 1.0)

@@ -116,12 +116,12 @@ def _readings(line_words, most=24, dearest=9.0):
 _CLOSE = 1.0  # what a full word costs more as a line's last, weak syllable
 
 def _costs(line_words, reading, pauses):
-    s, w, starts, kinds = [], [], [], []
-    for kinds, _, strong, weak in map(cells, line_words, reading.stresses):
+    s, w, starts = [], [], []
+    for _, _, strong, weak in map(cells, line_words, reading.stresses):
         starts.append(len(s))
         s += strong
         w += weak
-    if kinds and kinds[-1] == 3: w[-1] -= _CLOSE
+    if line_words and cells(line_words[-1], reading.stresses[-1])[0][-1:] == [3]: w[-1] -= _CLOSE
     after = [0] * len(s)
     if 1 in pauses:
         for k, pause in zip(starts, pauses):

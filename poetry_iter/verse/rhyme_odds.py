@@ -192,12 +192,11 @@ def pair_features(
     several = np.array([l.several for l in lines])
     for a in range(several.max()):
         for b in range(several.max()):
-            at = np.flatnonzero((several[i] > a) & (several[j] > b)) if a or b else slice(None)  # few words have a second way
+            at = np.flatnonzero((several[i] > a) & (several[j] > b))  # few words have a second way
             x, y = e[i[at], a], e[j[at], b]
             score = vt[x[:, 2], y[:, 2]] + _codas(x[:, 3], y[:, 3]) + 3.0 * (x[:, 0] == y[:, 0]) + 1.0 * (x[:, 1] == y[:, 1])
             better = score > best[at]
-            if a or b: at = at[better]
-            best[at], pick[at] = (score[better], (a, b)) if a or b else (score, 0)
+            best[at[better]], pick[at[better]] = score[better], (a, b)
     eye = s[i, 1] == s[j, 1]
     keep = np.arange(len(i)) if all_pairs else np.flatnonzero((best > -4.5) | eye)
     i, j, pick, eye = i[keep], j[keep], pick[keep], eye[keep]
