@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import resource
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -177,10 +179,13 @@ def test_without_room(house, monkeypatch):
 @pytest.mark.parametrize("size", [2_000_000, 8_450_000], ids=["merging", "converting"])
 def test_a_disk_that_fills_up_while_it_writes(house, size):
     """The system refuses a file over a size: the merged model, or its GGUF file, which is a little larger."""
-    limit = f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({size},) * 2)\n"
-    house.script.with_name("limited.py").write_text(limit + house.script.read_text())
-    house.script = house.script.with_name("limited.py")
-    done = house.cli("export", "data/model", "--quant", "F16", "--uncertified", "--out", "files")
+    most, heard = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most[1]))
+    try:
+        done = house.cli("export", "data/model", "--quant", "F16", "--uncertified", "--out", "files")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        signal.signal(signal.SIGXFSZ, heard)
     assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert nothing_left(house.path / "files")
 
