@@ -52,7 +52,10 @@ def confusion(
     if len(rows) > 2 and all(re.match(r"\w[\w' -]{0,24}: *\S", x) for x in rows): odds["verse"] = 0.0
     hits = [len(re.findall(p, text, re.I | re.M)) for p in _ADVICE]
     if hits[0] > 1 or (odds["verse"] <= 0.5 and ((hits[0] and sum(hits) >= 2) or sum(hits) >= max(3, len(said) / 25))): return "advice"
-    return "" if odds["verse"] > 0.5 else max(list(odds)[1:], key=lambda k: odds[k])
+    if odds["verse"] > 0.5: return ""
+    kind = max(list(odds)[1:], key=lambda k: odds[k])
+    few = len(said) < 8 and len(rows) > 1 and len(set(said)) > 0.7 * len(said) and not {"lorem", "ipsum", "dolor", "amet"} & set(said)
+    return "" if few and kind == "filler" else kind  # too little to be called so
 
 def _echo(said: list[str], brief: list[str], n: int = 4) -> float:
     "The share of a text's n-grams that its brief has too."

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COMMAND', 'matched_poems', 'auroc_of', 'measures_of', 'separation']
 
-# %% ../../../nbs/lib/quality/making/02_separation.ipynb #4cb5e692
+# %% ../../../nbs/lib/quality/making/02_separation.ipynb #f07a8f71
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ...core import read_jsonl, root, seed_of
 from ...engine import Engine
 from ...poems import words
 
-# %% ../../../nbs/lib/quality/making/02_separation.ipynb #47c4eb25
+# %% ../../../nbs/lib/quality/making/02_separation.ipynb #32c4e7d7
 COMMAND = "from poetry_iter.quality.making.separation import separation; separation('../shared/data')"
 
 def matched_poems(
@@ -24,8 +25,6 @@ def matched_poems(
     seed: int = 0,
 ) -> list[tuple[dict, dict]]:  # bad and good
     "Pairs of one length and century, by other authors."
-    import re
-
     died = lambda r: int(m[1]) if (m := re.search(r"died (\d+)", r.get("license", ""))) else 0
     authors = {r["author"].split()[-1] for r in bad}
     pool = sorted((r for r in good if 1840 <= died(r) <= 1945 and r["author"].split()[-1] not in authors), key=lambda r: seed_of(seed, "matched", r["title"], r["content"][:40]))
@@ -47,9 +46,9 @@ def auroc_of(
     above = (g[:, None] > b[None]) + 0.5 * (g[:, None] == b[None])
     drawn = [above[rng.integers(0, len(g), len(g))][:, rng.integers(0, len(b), len(b))].mean() for _ in range(rounds)]
     lo, hi = np.quantile(drawn, (0.025, 0.975))
-    return {"auroc": round(float(above.mean()), 3), "lo": round(float(lo), 3), "hi": round(float(hi), 3), "n": len(b), "separates": bool(lo > 0.5 or hi < 0.5)}
+    return {"auroc": round(float(above.mean()), 3), "lo": round(float(lo), 3), "hi": round(float(hi), 3), "n": len(b), "separates": bool(lo > 0.5)}
 
-# %% ../../../nbs/lib/quality/making/02_separation.ipynb #8a9db141
+# %% ../../../nbs/lib/quality/making/02_separation.ipynb #e64ac36f
 def measures_of(texts: list[str], lm: Engine | None = None) -> dict[str, list[float]]:
     "Each measure on each text, more being better."
     from poetry_iter.critic.judgement import p_good
