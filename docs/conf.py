@@ -136,6 +136,11 @@ def skip_member(app, what, name, obj, skip, options) -> bool | None:
     return None if what != "class" or name.startswith("_") else not kept
 
 
+def meant(said: str, code: str) -> bool:
+    "Whether a name in running text is ours: a plain word, as `worst` or `poem`, only where the page imports or defines it."
+    return not (said.isalpha() and said.islower()) or bool(re.search(rf"\b(?:import|def) (?:.*\W)?{said}\b", code))
+
+
 class LinkNames(SphinxPostTransform):
     "`name` in running text leads to its entry on an API page."
 
@@ -145,9 +150,11 @@ class LinkNames(SphinxPostTransform):
         objects = self.env.domains["py"].objects
         names = {name: entry for name, entry in objects.items() if entry.objtype != "module"}
         names |= {name.rpartition(".")[2]: entry for name, entry in names.items() if entry.objtype in ("function", "class", "data", "exception")}
+        code = "\n".join(block.astext() for block in self.document.findall(nodes.literal_block))
         for node in list(self.document.findall(nodes.literal)):
-            entry = names.get(node.astext().removesuffix("()"))
-            if entry and not isinstance(node.parent, nodes.reference):
+            said = node.astext()
+            entry = names.get(said.removesuffix("()"))
+            if entry and not isinstance(node.parent, nodes.reference) and (meant(said, code) or entry.docname == self.env.docname):
                 node.replace_self(make_refnode(self.app.builder, self.env.docname, entry.docname, entry.node_id, node.deepcopy()))
 
 

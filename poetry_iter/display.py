@@ -15,7 +15,6 @@ from IPython.display import HTML
 
 from .poems import Poem
 
-
 # %% ../nbs/lib/09_display.ipynb #3bcd028b
 _CARD = "flex:1 1 17em;max-width:34em;border:1px solid #8886;border-radius:6px;padding:.7em .9em;margin:.3em;{}"
 _BODY = "white-space:pre-wrap;font-family:Georgia,serif;line-height:1.4;overflow-wrap:anywhere"
@@ -40,7 +39,6 @@ def side_by_side(cards: list[str]) -> HTML:
 def in_rows(rows: list[list[str]]) -> HTML:
     "Rows of cards: what belongs together stays together, under one another on a narrow screen."
     return HTML("".join(str(side_by_side(row).data) for row in rows))
-
 
 # %% ../nbs/lib/09_display.ipynb #b2fcff68
 COLOURS = {"winner": "#2a9d5c", "loser": "#b8b8b8", "refused": "#d1495b", "duplicate": "#e9a23b"}
@@ -183,7 +181,6 @@ def said_of_training(losses: list[float], metrics: dict) -> Said:
     now, change = metrics.get("gain_over_other"), metrics.get("change_gain_over_other")
     if now is None or change is None: return Said(f"{told}; no held-out poem can tell what that is worth.")
     return Said(f"{told}; the gain of held-out poems over another poem's description is {now:.3f}, a change since the base model of {_change(change, metrics.get('change_gain_over_other_lo'), metrics.get('change_gain_over_other_hi'))}.")
-
 
 # %% ../nbs/lib/09_display.ipynb #09b09977
 def coloured(

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'CHARGES', 'ModelSpec', 'Can', 'EngineKind', 'get_engine', 'require', 'dollars', 'Sampling', 'Checkpoint',
-           'Trained', 'spec_of', 'trained_with', 'spec_named', 'identity_of', 'Engine', 'open_engine', 'open_renderer']
+           'Trained', 'spec_of', 'trained_with', 'spec_named', 'identity_of', 'Engine', 'open_engine', 'open_renderer',
+           'Draw', 'OneByOne', 'together']
 
 # %% ../nbs/lib/03_engine.ipynb #7dec3f38
 import importlib
 import importlib.util
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,11 +100,13 @@ ENGINES = {
     "tinker": EngineKind("poetry_iter.engines.tinker:Tinker", Can(scores=True, trains=True), ("tinker",), "no training service", "pip install 'poetry_iter[tinker]'"),
 }
 
+# %% ../nbs/lib/03_engine.ipynb #1ac7b872
 def get_engine(name: str) -> EngineKind:
     "The engine of that name; raises `UserError` when there is none."
     if name not in ENGINES: raise UserError(f"engine {name!r}: there is none of that name; choose one of {', '.join(ENGINES)}")
     return ENGINES[name]
 
+# %% ../nbs/lib/03_engine.ipynb #92803003
 def require(
     engine: "str | Engine",  # its name; an open one is asked itself
     *abilities: str,  # names of the fields of `Can`
@@ -116,7 +120,6 @@ def require(
         why = "; ".join(w for a in lacks if (w := getattr(engine, "why", {}).get(a)))
         raise UserError(f"engine {name}: {what} needs one that {' and '.join(lacks)}; {' or '.join(others) or 'none here'} can{why and f' ({why})'}")
     if kind.missing: raise UserError(f"engine {name}: {', '.join(kind.missing)} is not installed" + (f": {kind.install}" if kind.install else "") + "; `poetry-iter check` says what there is")
-
 
 # %% ../nbs/lib/03_engine.ipynb #dc8d6c02
 CHARGES = {"tinker": "poetry_iter.engines.tinker:tinker_dollars"}  # engine → module:function
@@ -176,6 +179,7 @@ class Trained(TypedDict):
     losses: list[float]  # of each step, nats a token
     learning_rates: list[float]
 
+# %% ../nbs/lib/03_engine.ipynb #9e5b956f
 def spec_of(
     checkpoint: Checkpoint,
     folder: str | Path,  # of its run
@@ -186,6 +190,7 @@ def spec_of(
     return ModelSpec(**{"name": checkpoint["base"], "adapter": where if "://" in where else str(Path(folder) / where), "renderer": checkpoint["renderer"],
                         "engine": checkpoint["engine"], "load_in_4bit": checkpoint["load_in_4bit"], **changes})
 
+# %% ../nbs/lib/03_engine.ipynb #640d52ef
 def trained_with(spec: ModelSpec) -> dict:
     "What a model's adapter was made with: base, renderer, step, contracts …; empty where there is none, or nothing says so."
     from poetry_iter.engines.weights import made_with
@@ -193,6 +198,7 @@ def trained_with(spec: ModelSpec) -> dict:
     where = spec.adapter or (spec.where if spec.name.endswith(".gguf") else "")
     return made_with(where) if where else {}
 
+# %% ../nbs/lib/03_engine.ipynb #3f62e10d
 def spec_named(
     name: str,  # a folder, a name on the hub, a GGUF file, or MODEL.gguf+ADAPTER.gguf
     **changes,  # other fields of the `ModelSpec`
@@ -204,6 +210,7 @@ def spec_named(
     spec = ModelSpec(name=files[0], adapter=files[1] if plus else None, engine="llamacpp")
     return replace(spec, **{"renderer": trained_with(spec).get("renderer", "chat"), **changes})
 
+# %% ../nbs/lib/03_engine.ipynb #f095dc63
 def identity_of(spec: ModelSpec) -> str:
     "What the weights of a model are, by its files: the base's hash, the adapter's, and the renderer's name."
     from poetry_iter.engines.weights import adapter_hash, model_hash
@@ -290,3 +297,30 @@ def open_renderer(
 
     tokenizer, context = load(spec.where)
     return get_renderer(spec.renderer, tokenizer), context
+
+# %% ../nbs/lib/03_engine.ipynb #481a67ad
+@dataclass(eq=False)
+class Draw:
+    "One sample that somebody asks for."
+
+    prompt: list[int]  # tokens
+    end: int  # the token that ends it
+    sampling: Sampling
+    seed: int = 0
+    stream: Callable[[str], None] | None = None  # called with each new piece of text; may raise to stop
+
+class OneByOne:
+    "Samples of several askers, one after the other."
+
+    def __init__(self, engine: Engine): self.engine, self.waiting = engine, deque()
+    def join(self, draw: Draw) -> None: self.waiting.append(draw)
+
+    def step(self) -> list[tuple[Draw, Completion | BaseException]]:
+        "Draw the first that waits: what came, or the exception that ended it."
+        draw = self.waiting.popleft()
+        try: return [(draw, self.engine.sample([draw.prompt], draw.end, 1, draw.sampling, [draw.seed], stream=draw.stream)[0][0])]
+        except BaseException as e: return [(draw, e)]
+
+def together(lm: Engine) -> Any:  # `join` a draw, and `step` until it has ended
+    "How an engine draws the samples of several askers."
+    return getattr(lm, "together", lambda: None)() or OneByOne(lm)

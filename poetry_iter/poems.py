@@ -168,6 +168,7 @@ def _titled(row: dict, key: str, name: str) -> dict:
         return {**row, "title": title, key: rest, **({"author": by[1]} if by else {}), "inferred": "title from the first line"}
     return {**row, "title": name, key: text, "inferred": "title from the file's name"}
 
+# %% ../nbs/lib/01_poems.ipynb #3f170618
 def _parts(text: str) -> tuple[list[str], str]:
     "The poems of a text, and by what they are parted."
     if RULE.search(text): return [p for p in RULE.split(text) if p.strip()], "lines of ---"
@@ -182,6 +183,7 @@ def _parts(text: str) -> tuple[list[str], str]:
         else: poems[-1] += "\n\n" + chunk
     return poems, "empty lines"
 
+# %% ../nbs/lib/01_poems.ipynb #72e8ac98
 def _text_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
     text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", read_text(path, most))
     parts, parted = _parts(text)
@@ -210,6 +212,7 @@ def _table_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
 def _check_columns(path: Path, names: list[str]) -> None:
     if names and not _key(dict.fromkeys(names), TEXT_KEYS): raise UserError(f"{path}: no column for the poem; found {', '.join(map(str, names))[:200]}; name one of them {NAMES}")
 
+# %% ../nbs/lib/01_poems.ipynb #ef5d267c
 def _column_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -261,6 +264,7 @@ def _json_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
 READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".txt": _text_rows, ".csv": _table_rows, ".tsv": _table_rows, ".parquet": _column_rows, ".arrow": _column_rows}
 ENDINGS = f"{', '.join([*READERS][:-1])} or {[*READERS][-1]}"
 
+# %% ../nbs/lib/01_poems.ipynb #4f46e8dc
 def _file_rows(path: Path, most: int) -> Iterator[tuple[str, dict]]:
     "The rows of one file; where its first has no title, each without one gets it from its first line or the file's name."
     if not os.path.lexists(path): raise UserError(f"{path}: there is no such file")
@@ -285,6 +289,7 @@ def _rows(path: Path, strict: bool, most: int) -> Iterator[tuple[str, dict | str
             if strict: raise
             yield str(file), str(e).removeprefix(f"{file}: ")
 
+# %% ../nbs/lib/01_poems.ipynb #2d2d47a5
 def _files(folder: Path) -> list[Path]:
     "The files of a folder in order; of a dataset that `datasets` has saved, its data."
     try: inside = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
@@ -423,6 +428,7 @@ def _jaccard(table, sizes: np.ndarray, pairs: np.ndarray, chunk: int = 20_000) -
     common = np.concatenate(common)
     return common / (sizes[pairs].sum(1) - common)
 
+# %% ../nbs/lib/01_poems.ipynb #3c310121
 def families(
     poems: list[Poem],
     threshold: float = 0.5,  # Jaccard similarity of word trigrams from which two poems are one family
@@ -450,6 +456,7 @@ def split(
     out = set(order[:n])
     return [p for p, f in zip(poems, family) if f not in out], [p for p, f in zip(poems, family) if f in out]
 
+# %% ../nbs/lib/01_poems.ipynb #78066a4d
 def round_poems(
     poems: list[Poem],
     round: int,  # the first is 1
@@ -460,6 +467,7 @@ def round_poems(
     iteration, chunk = divmod(round - 1, chunks)
     return sorted(poems, key=lambda p: seed_of(seed, "order", iteration, p.id))[chunk::chunks]
 
+# %% ../nbs/lib/01_poems.ipynb #1ac3224e
 def read_ids(
     only: str,  # a JSON file with a list of ids, or FILE#KEY for one list of several
 ) -> set[str]:
@@ -483,6 +491,7 @@ def take(
     if not kept: raise UserError(f"{only}: it names none of the {len(poems)} poems")
     return kept
 
+# %% ../nbs/lib/01_poems.ipynb #3830d847
 def fit(
     poems: list[Poem],
     length: Callable[[Poem], int],  # tokens of the longest sequence that the poem is rendered into

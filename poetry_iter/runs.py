@@ -180,6 +180,7 @@ def git_state() -> dict:  # {"commit": hash or None, "dirty": bool or None}
     try: return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError): return {"commit": None, "dirty": None}
 
+# %% ../nbs/lib/08_runs.ipynb #b23de362
 def poems_hash(path: str | Path | list[str]) -> str:
     "A hash of a poem file, of the files in a folder of them, or of several."
     files = []
@@ -317,6 +318,7 @@ def list_runs(
     files = [p for p in (workplace() / folder).glob("*/config.json")]
     return [Run(p.parent) for p in sorted(files, key=lambda p: (p.stat().st_mtime, p.parent.name))]
 
+# %% ../nbs/lib/08_runs.ipynb #9cc745c3
 def compare_runs(
     runs: list[Run],
 ):

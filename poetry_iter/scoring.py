@@ -99,6 +99,7 @@ def _sequences(i: int, other: int | None, candidates, poems: dict[str, Poem]) ->
     lender = candidates[other]
     return found | {"other": (mine, lender["description"]), "lent": (lender["poem_id"], text), "lent_none": (lender["poem_id"], None)}
 
+# %% ../nbs/lib/05_scoring.ipynb #c0e84f22
 def score(
     lm: Engine,
     poems: list[Poem],

@@ -38,6 +38,19 @@ class Guard:
         return ""
 
 # %% ../nbs/lib/06_selection.ipynb #295dc9f7
+def _verdicts(candidates: list[dict], guard: Guard) -> dict[int, tuple[str, str]]:
+    "Of one poem's candidates those that cannot win: position → (verdict, reason)."
+    verdicts: dict[int, tuple[str, str]] = {}
+    seen: set[str] = set()
+    for i, row in enumerate(candidates):
+        text = " ".join(row["description"].lower().split())
+        if row["ended"] != "complete": verdicts[i] = (row["ended"], f"its answer ended {row['ended']}")
+        elif text in seen: verdicts[i] = ("duplicate", "the same as another candidate")
+        elif reason := guard.reason(row): verdicts[i] = ("refused", reason)
+        if row["ended"] == "complete": seen.add(text)
+    return verdicts
+
+# %% ../nbs/lib/06_selection.ipynb #f43a53ac
 ARMS = ("topk", "random", "worst", "all")
 RANKINGS = [name for name, s in SCORES.items() if s.best]  # the scores that a candidate can win by
 
@@ -58,13 +71,7 @@ def select(
     guard, ledger, poems, sign = guard or Guard(), [], {}, 1 if SCORES[score].best == "lowest" else -1
     for row in rows: poems.setdefault(row["poem_id"], []).append(row)
     for poem, candidates in poems.items():
-        verdicts, seen = {}, set()
-        for i, row in enumerate(candidates):
-            text = " ".join(row["description"].lower().split())
-            if row["ended"] != "complete": verdicts[i] = (row["ended"], f"its answer ended {row['ended']}")
-            elif text in seen: verdicts[i] = ("duplicate", "the same as another candidate")
-            elif reason := guard.reason(row): verdicts[i] = ("refused", reason)
-            if row["ended"] == "complete": seen.add(text)
+        verdicts = _verdicts(candidates, guard)
         ranked = sorted((i for i, r in enumerate(candidates) if r["loss"] is not None), key=lambda i: sign * candidates[i][score])
         free = [i for i in ranked if i not in verdicts]
         if arm == "random": free.sort(key=lambda i: seed_of(seed, "select", poem, candidates[i].get("round", 0), candidates[i]["candidate"]))

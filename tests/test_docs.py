@@ -41,7 +41,7 @@ def build(folder: Path, link: str = "../../workshop/1_sun.ipynb"):  # the finish
     notebooks = {
         "index": [new_markdown_cell("# House\n\nSee [the log](log.md).")],
         "lib/verse/01_rain": [
-            new_markdown_cell(f"# Rain\n\n> It falls.\n\nCall `rain()`, not `snow()`; then [the sun]({link}), [the data](../../../data/drops.txt)."),
+            new_markdown_cell(f"# Rain\n\n> It falls.\n\nCall `rain()`, not `snow()`, on a day of `rain`; then [the sun]({link}), [the data](../../../data/drops.txt)."),
             new_code_cell("#| default_exp verse.rain"),
             new_code_cell("#| export\nimport os"),
             new_code_cell("#| hide\nsecret = 1", outputs=[says("never seen")]),
@@ -51,7 +51,7 @@ def build(folder: Path, link: str = "../../workshop/1_sun.ipynb"):  # the finish
         "workshop/1_sun.failed": [new_markdown_cell("# never seen")],
     }
     files = {f"nbs/{name}.ipynb": nbformat.writes(new_notebook(cells=cells)) for name, cells in notebooks.items()}
-    files |= {"nbs/log.md": "# Log\n\n## Rain fell\n", "data/drops.txt": "drip", "poetry_iter/__init__.py": "", "poetry_iter/verse/rain.py": MODULE}
+    files |= {"nbs/log.md": "# Log\n\n## Rain fell\nA day of `rain`, under a `Cloud`.\n", "data/drops.txt": "drip", "poetry_iter/__init__.py": "", "poetry_iter/verse/rain.py": MODULE}
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -73,10 +73,11 @@ def test_notebook_page(read):
     assert "a drop for $5 and $6" in text and "def rain" in text
     assert not [hidden for hidden in ("#|", "default_exp", "secret", "never seen") if hidden in text]
     links = {a.get_text(): a["href"] for a in page.find_all("a")}
-    assert links["rain()"] == "../../../docs/api/poetry_iter.verse.rain.html#poetry_iter.verse.rain.rain" and "snow()" not in links
+    assert links["rain()"] == "../../../docs/api/poetry_iter.verse.rain.html#poetry_iter.verse.rain.rain" and "snow()" not in links and "rain" in links
     assert links["the sun"] == "../../workshop/1_sun.html" and links["the data"].endswith("drops.txt")
     assert page.select_one("details .cell_input").get_text().strip() == "import os", "imports are folded"
     assert read("nbs/workshop/1_sun.html").select_one(".tag_parameters")
+    assert [a.get_text() for a in read("nbs/log.html").article.find_all("a", class_="reference")] == ["Cloud"], "a plain word is a word where nobody imports it"
 
 
 def test_api_page(read):

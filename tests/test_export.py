@@ -20,7 +20,8 @@ from poetry_iter.quality.quantization import compare_tokens
 from poetry_iter.runs import Run
 from poetry_iter.training import Training, train
 from poetry_iter.use import export
-from poetry_iter.use.export import export_adapters, export_jobs, export_merged, shipped_poems
+from poetry_iter.use.export import LEAST, export_adapters, export_jobs, export_merged, held_out_examples, shipped_poems
+from poetry_iter.workshop.session import exported_players
 
 HOUSE = Path(__file__).resolve().parents[1]
 writes = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="the package gguf is not installed: pip install 'poetry_iter[gguf]'")
@@ -76,6 +77,19 @@ def test_the_merged_model_is_the_adapter_on_its_base(small_run, poems, tmp_path)
     base, trained, whole = (open_engine(s).token_losses(example)[0] for s in (ModelSpec(), ModelSpec(adapter=adapter), ModelSpec(name=str(merged))))
     assert np.abs(trained - whole).max() < 0.02 < np.abs(trained - base).max()
     assert read_json(merged / "config.json")["dtype"] == "float16"
+
+
+def test_few_held_out_texts_are_not_enough(small_run, tmp_path):
+    """Beside the rows that a run held out stand poems that it has not learned, until an interval says something."""
+    run, render = Run(shutil.copytree(small_run.path, tmp_path / small_run.path.name)), open_renderer(ModelSpec())[0]
+    (run.path / "poet_training").mkdir()
+    learned, row = shipped_poems()[:5], {"messages": [{"role": "user", "content": "Rain."}, {"role": "assistant", "content": "It rains."}], "poems": ["held"]}
+    (run.path / "poet_training/valid.jsonl").write_text(json.dumps(row) + "\n")
+    (run.path / "poet_training/train.jsonl").write_text(json.dumps({**row, "poems": [p.id for p in learned]}) + "\n")
+    found, source = held_out_examples(render, run, "poet")
+    said = [render.decode(e.tokens) for e in found]
+    assert len(found) == LEAST and "It rains." in said[0] and "and 15 poems that it has not learned" in source
+    assert not any(p.content in text for p in learned for text in said)
 
 
 @writes
@@ -302,6 +316,8 @@ def test_adapters_share_a_base(small_run, f16, tmp_path):
     (job,) = export_jobs(str(small_run.path), most=4)
     (found,) = export_adapters([job], tmp_path / "shared", "Q8_0")
     assert found["certificate"]["chosen"] == "Q8_0" and found["file"].name == "embedded-base-Q8_0.gguf" and found["adapter"].name == "embedded-poet-adapter.gguf"
+    shutil.copy(found["adapter"], tmp_path / "shared/embedded-educator-adapter.gguf")
+    assert exported_players(tmp_path / "shared")[1] == spec_named(f"{found['file']}+{found['adapter']}")
     alone, adapted = open_engine(spec_named(str(found["file"]))), open_engine(spec_named(f"{found['file']}+{found['adapter']}"))
     assert adapted.file is alone.file and adapted.identity != alone.identity
     trained = open_engine(ModelSpec(adapter=str(small_run.path / "poet")))
@@ -323,10 +339,21 @@ def test_adapters_share_a_base(small_run, f16, tmp_path):
 
 @runs_gguf
 def test_a_session_on_files(house, f16):
-    done = house.cli("write", "a poem about rain", "--model", f"{f16},{f16}", "--tokens", "24", "--revisions", "0", "--out", "poem.json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads((house.path / "poem.json").read_text())
-    assert found["metadata"]["models"]["poet"]["engine"] == "llamacpp"
+    """By the files' names, or as what a run has exported."""
+    made = house.run("w") / "export"
+    made.mkdir(parents=True)
+    for role in ("educator", "poet"):
+        shutil.copy(f16, made / f"embedded-{role}-F16.gguf")
+        (made / f"embedded-{role}-Q8_0.gguf").write_bytes(f16.read_bytes() + bytes(9))  # a larger one is not taken
+    for how in (("--model", f"{f16},{f16}"), ("--run", "w/export")):
+        done = house.cli("write", "a poem about rain", *how, "--tokens", "24", "--revisions", "0", "--out", "poem.json")
+        assert done.returncode == 0, done.stderr
+        poet = json.loads((house.path / "poem.json").read_text())["metadata"]["models"]["poet"]
+        assert poet["engine"] == "llamacpp" and poet["name"] == str(made.resolve() / "embedded-poet-F16.gguf" if "--run" in how else f16)
+    (made / "embedded-educator-F16.gguf").unlink()
+    (made / "embedded-educator-Q8_0.gguf").unlink()
+    done = house.cli("write", "a poem about rain", "--run", "w/export")
+    assert done.returncode == 2 and "no file of the educator; there are: embedded-poet-F16.gguf" in done.stderr
 
 
 @writes

@@ -18,7 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from conftest import COMMAND, HOUSE, heed_interrupts
+from conftest import HOUSE
 
 from poetry_iter.core import UserError
 from poetry_iter.engine import ModelSpec
@@ -209,6 +209,24 @@ def test_thirty_two_at_once(served):
     assert served.turns.inside == 0
 
 
+def test_company_changes_no_answer(served):
+    """Six ask together and one of them goes away: each of the others hears what it hears alone."""
+    said = lambda seed: talk(served.at, options={"seed": seed, "num_predict": 12})
+    words = lambda rows: ("".join(r["message"]["content"] for r in rows), rows[-1]["eval_count"])
+    alone = [words(said(seed)) for seed in range(5)]
+    hold = threading.Event()
+    served.turns.thread.submit(hold.wait)
+    with ThreadPoolExecutor(5) as crowd:
+        leaving = connect(served)
+        asked = [crowd.submit(said, seed) for seed in range(5)]
+        until(lambda: served.turns.inside == 6)
+        hold.set()
+        leaving.recv(400)
+        leaving.close()
+        assert [words(a.result()) for a in asked] == alone
+    until(lambda: served.turns.inside == 0)
+
+
 def test_a_client_that_goes_away(served):
     """In the middle of its answer, and while it waits for its turn: its place is free, and the work ends."""
     before = served.turns.counts["given up"]
@@ -251,23 +269,15 @@ def test_a_model_that_crashes(served):
     openai = pytest.importorskip("openai")
 
     def crash(after):
-        lm = served.turns.model(ModelSpec())
-        real = lm.sample
+        lm, calls = served.turns.model(ModelSpec()), []
+        assert lm.forward  # its own check asks the head too
 
-        def sample(*args, stream, **kwargs):
-            said = []
-            if not after:
+        def fault(*_):
+            calls.append(1)
+            if len(calls) > after:
                 raise RuntimeError("no memory left")
 
-            def hear(piece):
-                stream(piece)
-                said.append(piece)
-                if len(said) == after:
-                    raise RuntimeError("no memory left")
-
-            return real(*args, stream=hear, **kwargs)
-
-        lm.sample = sample
+        lm.model.lm_head.register_forward_hook(fault)
 
     failed = served.turns.counts["failed"]
     served.turns.thread.submit(crash, 3).result()
@@ -372,24 +382,42 @@ def test_the_page(served, tmp_path):
 # ------------------------------------------------------------------ the commands
 
 
-def test_ending_the_server(served, tmp_path):
-    """SIGTERM in the middle of an answer: the answer ends whole, then the server does; another one may not have its port."""
-    (tmp_path / "command.py").write_text(COMMAND)
-    env = {**os.environ, "POETRY_ITER_KEY": ""}
-    process = subprocess.Popen([sys.executable, tmp_path / "command.py", "serve", "--port", "0", "--tokens", "64"], cwd=HOUSE, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
-    try:
-        head = process.stderr.readline()
-        port = int(head.partition("127.0.0.1:")[2].split()[0])
-        assert main(["serve", "--port", str(port)]) == 2
-        going = connect(SimpleNamespace(port=port))
-        got = going.recv(300)
-        process.send_signal(signal.SIGTERM)
+def test_ending_the_server(capsys):
+    """The command itself, ended by SIGTERM in the middle of an answer: the answer ends whole, then the server does; another one may not have its port."""
+    with take_port("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    at, found = f"http://127.0.0.1:{port}", SimpleNamespace(got=b"")
+
+    def client():
+        try:
+            until(lambda: up(port))
+            found.taken = ask(at, "/health")[0], port_taken(port)
+            going = connect(SimpleNamespace(port=port))
+            found.got = going.recv(300)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
         while piece := going.recv(4096):
-            got += piece
-        assert b'"done": true' in got
-        assert process.wait(60) == 0 and "ended" in process.stderr.read()
-    finally:
-        process.kill()
+            found.got += piece
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    assert main(["serve", "embedded", "--port", str(port), "--tokens", "64"]) == 0
+    thread.join()
+    assert found.taken == (200, True) and b'"done": true' in found.got
+    said = capsys.readouterr().err
+    assert at in said and said.endswith("poetry-iter: ended\n")
+
+
+def up(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def port_taken(port: int) -> bool:
+    """Whether a second server is refused the port, in a sentence."""
+    with pytest.raises(UserError, match="is in use by another program"):
+        take_port("127.0.0.1", port)
+    return True
 
 
 def chat(monkeypatch, capsys, lines: str, *args: str) -> tuple[int, str, str]:

@@ -40,11 +40,13 @@ def make_item(title: str, content: str, label: int, source: str = "", group: str
     "An item; its id is the hash of its words."
     return Item(Poem(title, content).id, title, f"{title}\n\n{content}" if title else content, label, source, group)
 
+# %% ../../nbs/lib/critic/00_items.ipynb #68809a3c
 def poem_items(paths: list[str] | str, label: int) -> list[Item]:
     "The poems of some files, all with one label."
     return [make_item(p.title, p.content, label, str(path), f"pair {path} {p.extra['pair']}" if p.extra.get("pair") else "")
             for path in ([paths] if isinstance(paths, str) else paths) for p in load_poems(locate(path))[0]]
 
+# %% ../../nbs/lib/critic/00_items.ipynb #512597f5
 def table_items(
     path: str | Path,  # .csv with a head, or .jsonl
     text: str = "text",  # the column of the text
@@ -82,6 +84,7 @@ def grouped(items: list[Item]) -> list[Item]:  # without texts that stand there 
         for key in [f, *([i.group] if i.group else [])]: links.append((seen.setdefault(key, n), n))
     return [Item(**{**asdict(i), "group": str(g)}) for i, g in zip(items, components(len(items), np.array(links)))]
 
+# %% ../../nbs/lib/critic/00_items.ipynb #89ace1cd
 SPLITS = ("train", "val", "test")
 
 def split_items(
@@ -135,6 +138,7 @@ def _read_split(run, name):
     if fingerprint(items) != known: raise UserError(f"{path}: not what was split (fingerprint {fingerprint(items)}, expected {known}); run the stage 1_split again")
     return items
 
+# %% ../../nbs/lib/critic/00_items.ipynb #598cfa5d
 def seal(
     run,
     choice: dict,  # checkpoint, weights, mode, threshold …: all that was chosen on validation
@@ -154,6 +158,7 @@ def read_seal(run) -> dict:  # empty where nothing is sealed
     if found.get("hash") != digest([choice, found.get("test")]): raise UserError(f"{path}: it was changed after it was sealed; start a new run")
     return found
 
+# %% ../../nbs/lib/critic/00_items.ipynb #60813767
 def read_split(run, name: str) -> list[Item]:
     "The items of a split; raises `UserError` for test while no choice is sealed."
     if name not in SPLITS: raise UserError(f"split {name!r}: there are {', '.join(SPLITS)}")

@@ -429,7 +429,7 @@ class LlamaCpp:
         "Nothing: llama.cpp does not train here."
         raise UserError("engine llamacpp: it samples and scores, and does not train; train with transformers or unsloth, and export the run")
 
-    def __repr__(self): return f"LlamaCpp({self.spec}, {self.size / 2**20:.1f} MiB, context {self.context_length})"
+    def __repr__(self): return f"LlamaCpp({' + '.join(Path(p).name for p in (self.spec.name, self.spec.adapter) if p)}, {self.size / 2**20:.1f} MiB, context {self.context_length})"
 
 def _teller(lm: LlamaCpp, end: int, stream: Callable[[str], None] | None, bar) -> Callable[[Row, bool], None]:
     "What hands the new text of a row to `stream`, whole characters only."

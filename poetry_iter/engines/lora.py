@@ -17,9 +17,9 @@ from typing import cast
 import numpy as np
 import torch
 
-from ..core import UserError, digest, first_line, read_json, write_json
+from ..core import UserError, append_jsonl, digest, first_line, read_json, write_json
 from ..engine import Checkpoint, Trained
-from .weights import ADAPTER, adapter_hash, check_adapter, layers_of, model_hash
+from .weights import ADAPTER, adapter_hash, check_adapter, layers_of, model_hash, name_base
 from ..renderers import Example
 
 # %% ../../nbs/lib/engines/04_lora.ipynb #bca95c39
@@ -133,6 +133,7 @@ def _train(engine, examples, settings, total_steps, previous, made, start, work,
     last, schedule = work / f"checkpoint-{trainer.state.global_step}", cast(torch.optim.lr_scheduler.LambdaLR, trainer.lr_scheduler)
     _wait(ranks)
     if rank == 0:
+        write_json(last / "adapter_config.json", name_base(last, engine.spec.name))
         write_json(last / "made_with.json", {**made, "step": schedule.last_epoch, "weights": adapter_hash(last)})
         if out.exists(): shutil.rmtree(out)
         last.rename(out)
@@ -163,6 +164,7 @@ def _trainer(engine, examples, settings, total_steps, previous, work):
                          processing_class=engine.tokenizer, optimizers=(optimizer, schedule))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_save_last())
+    trainer.add_callback(_tell_steps(work / "steps.jsonl"))
     return trainer
 
 def _arguments(engine, settings, steps, work):
@@ -187,3 +189,14 @@ def _save_last():
             if state.global_step >= state.max_steps: control.should_save = True
 
     return SaveLast()
+
+def _tell_steps(path: Path):
+    "A callback that writes each step where somebody who follows the run can read it while it goes on."
+    from transformers import TrainerCallback
+
+    class TellSteps(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "loss" in logs and state.is_world_process_zero:
+                append_jsonl(path, [{"step": state.global_step, **{k: logs[k] for k in ("loss", "learning_rate", "grad_norm") if isinstance(logs.get(k), float) and math.isfinite(logs[k])}}])
+
+    return TellSteps()

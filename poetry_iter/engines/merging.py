@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import UserError, first_line, locate, read_json, write_json, write_whole
-from .weights import ADAPTER, check_adapter, check_model_folder, read_header
+from .weights import ADAPTER, check_adapter, check_hub, check_model_folder, read_header
 
 # %% ../../nbs/lib/engines/13_merging.ipynb #ba1f554e
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -62,6 +62,7 @@ def base_folder(
     "Where the files of a model are, fetched from the hub when they must be; raises `UserError` for a quantized one, or none."
     path = locate(name)
     if not path.is_dir():
+        check_hub(name)
         from huggingface_hub import snapshot_download
 
         try: path = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.json"]))

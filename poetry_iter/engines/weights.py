@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTER', 'read_header', 'check_model_folder', 'not_finite', 'file_hash', 'model_hash', 'made_with', 'adapter_hash',
-           'check_adapter', 'layers_of', 'context_length', 'load_tokenizer']
+           'check_adapter', 'layers_of', 'name_base', 'adapter_files', 'in_cache', 'check_hub', 'context_length',
+           'load_tokenizer']
 
 # %% ../../nbs/lib/engines/01_weights.ipynb #b1680f1e
 import hashlib
@@ -12,7 +13,7 @@ import json
 import os
 from pathlib import Path
 
-from ..core import UserError, digest, first_line, locate, read_json, root, workplace, write_json
+from ..core import UserError, digest, dumps, first_line, known_keys, locate, read_json, root, workplace, write_json
 
 # %% ../../nbs/lib/engines/01_weights.ipynb #415d397d
 def read_header(
@@ -167,6 +168,54 @@ def _check_base(path: Path, base: str, facts: dict, config: dict) -> None:
     if facts["base_hash"] != _hash_of_ends(base): raise UserError(f"adapter {path}: made on the base model {facts['base']} ({facts['base_hash']}), not on {base} ({now})")
     if os.access(path / "made_with.json", os.W_OK): write_json(path / "made_with.json", {**facts, "base_hash": now})
 
+# %% ../../nbs/lib/engines/01_weights.ipynb #f11fd8ee
+def name_base(
+    path: str | Path,  # an adapter's folder
+    base: str,  # a name on the hub, or a folder from the root
+) -> dict:  # its config
+    "The config of an adapter, with the base under its name."
+    root_of, config = str(root()) + "/", read_json(Path(path) / "adapter_config.json")
+    return {**config, "base_model_name_or_path": base.removeprefix(root_of)}
+
+def adapter_files(
+    path: str | Path,  # a checkpoint's folder
+    base: str = "",  # what the base is called elsewhere (default: as it was made)
+) -> dict[str, bytes]:  # name → content
+    "What is needed of a checkpoint elsewhere: weights, config, and what it was made with."
+    path, facts = Path(path), made_with(path)
+    config = name_base(path, base or facts.get("base", ""))
+    kept = {"adapter_config.json": config, "made_with.json": {**facts, **({"base": base} if base else {})}}
+    return {ADAPTER: (path / ADAPTER).read_bytes(), **{name: (dumps(value, indent=1) + "\n").encode() for name, value in kept.items()}}
+
+# %% ../../nbs/lib/engines/01_weights.ipynb #e2178d61
+def in_cache(name: str) -> bool:
+    "Is a model of the hub whole in the cache of this machine?"
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    if not isinstance(config, str): return False
+    try: check_model_folder(Path(config).parent)
+    except UserError: return False
+    return True
+
+def check_hub(
+    name: str,  # owner/name
+    seconds: float = 5.0,  # the most that is waited for the hub
+) -> None:
+    "Raise `UserError`, with the next step, for a model that is neither in the cache nor given by the hub."
+    if in_cache(name): return
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+
+    fetch = f"download it where there is a connection, with `hf download {name} --local-dir models/{name.split('/')[-1]}`, then `-p model=models/{name.split('/')[-1]}`"
+    if constants.HF_HUB_OFFLINE: raise UserError(f"model {name}: it is not in this machine's cache, and HF_HUB_OFFLINE closes the hub; {fetch}")
+    try: get_hf_file_metadata(hf_hub_url(name, "config.json", endpoint=_hub()), timeout=seconds, token=known_keys().get("HF_TOKEN"))
+    except errors.GatedRepoError: raise UserError(f"model {name}: the hub asks for its terms to be accepted, on {_hub()}/{name}, and for HF_TOKEN in the environment or .env") from None
+    except errors.RepositoryNotFoundError: raise UserError(f"model {name}: the hub has no such model, or it is private and HF_TOKEN does not open it; look at its name on {_hub()}") from None
+    except errors.EntryNotFoundError: raise UserError(f"model {name}: the hub has no config.json there, so it is no model that transformers loads (a GGUF file?)") from None
+    except Exception as e: raise UserError(f"model {name}: it is not in this machine's cache, and the hub cannot be reached ({first_line(e)[:80]}); {fetch}") from None
+
+def _hub() -> str: return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
 # %% ../../nbs/lib/engines/01_weights.ipynb #c92f2ad8
 def context_length(config) -> int:  # of transformers
     "The longest sequence, in tokens, that a model of this configuration was made for; 2048 where it does not say."
@@ -176,6 +225,7 @@ def load_tokenizer(
     where: str,  # a folder, or a name on the hub
 ) -> tuple:  # the tokenizer, and the model's context length in tokens
     "What there is to know of a model without its weights; raises `UserError` when it cannot be loaded."
+    if not Path(where).exists(): check_hub(where)
     from transformers import AutoConfig, AutoTokenizer
 
     try: return AutoTokenizer.from_pretrained(where), context_length(AutoConfig.from_pretrained(where))

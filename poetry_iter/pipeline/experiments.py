@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..core import UserError, house, locate, read_json, read_text, scrub, workplace
-from .parameters import GIVEN, Parameter, calculate, check_domains, names_in, parse_parameters, suggest
+from .parameters import GIVEN, Parameter, calculate, check_domains, name_some, names_in, parse_parameters, suggest
 
 # %% ../../nbs/lib/pipeline/02_experiments.ipynb #1c3ebb65
 class StageError(Exception):
@@ -48,7 +48,7 @@ def read_experiment(
     found = read_yaml(path)
     kinds = {f.name: type(f.default_factory()) if callable(f.default_factory) else type(f.default) for f in fields(Experiment) if f.name not in ("name", "folder")}
     for key, value in found.items():
-        if key not in kinds: raise UserError(f"{path}: {key}: no such line{suggest(key, kinds)}; there are: {', '.join(kinds)}")
+        if key not in kinds: raise UserError(f"{path}: {key}: no such line{suggest(key, kinds)}; there are: {name_some(kinds, key)}")
         if kinds[key] is str and not isinstance(value, dict | list): found[key] = str(value).strip()
         elif kinds[key] is tuple and isinstance(value, list): found[key] = tuple(map(str, value))
         elif not (kinds[key] is dict and isinstance(value, dict)): raise UserError(f"{path}: {key}: expected {dict(str='text', tuple='a list of stages', dict='lines of name: value')[kinds[key].__name__]}, found {str(value)[:40]!r}")
@@ -81,7 +81,7 @@ def get_experiment(name: str) -> Experiment:
         folder = folder.resolve()
         beside = next((n for n, f in known.items() if f.resolve() == folder), "")
         return read_experiment(folder, beside or (str(folder.relative_to(workplace())) if folder.is_relative_to(workplace()) else str(folder)))
-    raise UserError(f"experiment {name!r}: there is none of that name{suggest(name, known)}, nor a folder with experiment.yaml; there are: {', '.join(known)}")
+    raise UserError(f"experiment {name!r}: there is none of that name{suggest(name, known)}, nor a folder with experiment.yaml; there are: {name_some(known, name)}")
 
 # %% ../../nbs/lib/pipeline/02_experiments.ipynb #f24771a4
 def stage_order(
@@ -141,7 +141,7 @@ def read_profile(
     path = folder / f"{name}.yaml" if name and (folder / f"{name}.yaml").exists() else Path(name)
     if not path.exists() or path.is_dir():
         known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise UserError(f"profile {name!r}: neither a file nor a profile of {experiment.name}{suggest(name, known)}; there are: {', '.join(known) or 'none'}")
+        raise UserError(f"profile {name!r}: neither a file nor a profile of {experiment.name}{suggest(name, known)}; there are: {name_some(known, name)}")
     return read_yaml(path)
 
 # %% ../../nbs/lib/pipeline/02_experiments.ipynb #f2131405

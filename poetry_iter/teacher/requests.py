@@ -11,9 +11,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-
 from ..core import UserError, dumps, plain, scrub
 
 # %% ../../nbs/lib/teacher/01_requests.ipynb #22afb085
@@ -56,6 +53,9 @@ def parse_json(
     schema: dict,
 ) -> object:  # raises `ValueError` that says where it departs from the schema
     "The JSON object in an answer, checked."
+    from jsonschema import Draft202012Validator  # two seconds, where every check of its formats is installed
+    from jsonschema.exceptions import best_match
+
     start = text.find("{")
     try: value, _ = json.JSONDecoder().raw_decode(text[max(start, 0):])
     except json.JSONDecodeError as e: raise ValueError(f"no whole JSON object in the answer ({e.msg})") from e
@@ -121,6 +121,7 @@ def parse_prices(
     if len(found) != 2 or not all(0 <= x < 1e6 for x in found): raise UserError(f"prices: expected input/output in dollars per million tokens, as 0.27/1.10, found {text!r}")
     return dict(zip(("input", "output"), found))
 
+# %% ../../nbs/lib/teacher/01_requests.ipynb #a67c95b1
 def price_of(
     model: str,
     table: dict[str, Price],  # of the provider
@@ -133,6 +134,7 @@ def price_of(
     try: return Price(**own)
     except TypeError as e: raise UserError(f"prices of {model!r}: expected {', '.join(Price.__dataclass_fields__)}, found {', '.join(own)}") from e
 
+# %% ../../nbs/lib/teacher/01_requests.ipynb #754a11a1
 def cost(
     price: Price,
     usage: dict,  # tokens: input, cache_write, cache_read, output
@@ -143,6 +145,7 @@ def cost(
     tokens_in = u["input"] + CACHE_WRITE * u["cache_write"] + price.cache_read * u["cache_read"]
     return (tokens_in * price.input + u["output"] * price.output) / 1e6 * (BATCH if batch else 1)
 
+# %% ../../nbs/lib/teacher/01_requests.ipynb #af443924
 BYTES_PER_TOKEN = 3.5  # of English verse and prose: for estimates
 
 def worst(

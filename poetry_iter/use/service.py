@@ -114,7 +114,7 @@ def answer_route(service: WebService, protocol: OllamaChat | OpenAIChat):
         if not asked.messages and asked.raw is None: return await _load_only(service, protocol, asked, choice)
         place = service.turns.enter()
         work = answering(service.turns, choice.spec, asked.messages, asked.sampling, asked.seed, asked.stop, asked.think, asked.raw)
-        lines = _records(protocol, asked, told(place, work)) if asked.stream else _whole(protocol, asked, told(place, work))
+        lines = _records(protocol, asked, told(place, work, choice.spec)) if asked.stream else _whole(protocol, asked, told(place, work, choice.spec))
         return streamed(place, lines, protocol.media if asked.stream else "application/json", error)
 
     return answer
@@ -144,4 +144,4 @@ async def _load_only(service, protocol, asked, choice):
     "No message: the model is opened, as Ollama's clients warm one up."
     place = service.turns.enter()
     def work(say): service.turns.model(choice.spec); say(("done", ChatAnswer(ended="load"), 0.0))
-    return streamed(place, _whole(protocol, asked, told(place, work)), "application/json", lambda sentence, status: dumps(protocol.error(sentence)).encode())
+    return streamed(place, _whole(protocol, asked, told(place, work, choice.spec)), "application/json", lambda sentence, status: dumps(protocol.error(sentence)).encode())

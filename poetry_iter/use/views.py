@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from ..core import UserError
 from ..critic.judgement import open_judge
-from ..engine import Engine, ModelSpec
+from ..engine import Draw, ModelSpec
+from ..renderers import Completion
 from .models import is_demonstration
 from .protocols import field_of
 from .turns import GivenUp, Place, Tell, Turns
@@ -92,19 +93,23 @@ class SessionAsked:
         return asked
 
 class SharedCrew(Crew):
-    "A crew whose models are the server's: each answer waits for its turn."
+    "A crew whose models are the server's: each answer is drawn beside what others ask of that model."
 
     def __init__(self, turns: Turns, place: Place, educator: ModelSpec, poet: ModelSpec):
         super().__init__(educator, poet, swap=False)
         self.turns, self.place = turns, place
 
-    def model(self, role: str) -> Engine: return self.turns.model(self.players[role])
+    def ask(self, role, task, row, sampling, seed=0, stream=None):
+        spec = self.players[role]
 
-    def ask(self, role, *args, **kwargs):
-        try: said = self.turns.run(self.place, lambda: super(SharedCrew, self).ask(role, *args, **kwargs))
+        def draw():
+            prompt, end = self.prompt(self.turns.model(spec), task, row)
+            return (yield Draw(prompt, end, sampling, seed, stream)) if prompt else Completion("", "length")
+
+        try: said = self.turns.run(self.place, draw, spec)
         except (UserError, GivenUp): raise
         except Exception:
-            self.turns.failed(self.players[role])
+            self.turns.failed(spec)
             raise
         self.turns.counts.update({"answers": 1, "tokens": len(said.tokens)})
         return said

@@ -74,9 +74,12 @@ def _form_line(r):
 def terminal(
     text: str,
     color: bool = False,
+    title: str = "",  # shown above
 ) -> str:
     "The same for a terminal."
-    r, out, last = forms.report(plain(text)), [], 1
+    r, last = forms.report(plain(text)), 1
+    if not title: title, r["left_out"] = _heading(text, r["left_out"])
+    out = [f"   \x1b[1m{plain(title, lines=False)}\x1b[0m" if color else f"   {plain(title, lines=False)}", ""] if title else []
     paint = (lambda s, c: f"\x1b[{_ANSI[c % len(_ANSI)]}m{s}\x1b[0m" if c is not None else s) if color else (lambda s, c: s)
     width = min(60, max(len(l["text"]) for l in r["lines"]))
     for line, c in zip(r["lines"], _classes(r)):
@@ -94,12 +97,26 @@ def verse_main(
     path: str,  # a UTF-8 text file; '-' reads standard input
     as_json: bool = False,
     color: bool = False,
+    title: str = "",  # that line is not read as one of the poem
 ) -> str:  # what to print
     "What `poetry-iter verse FILE` prints; a `UserError` for a file that cannot be read or holds no text."
     import sys
 
     text = decode_text(sys.stdin.buffer.read(MOST_VERSE + 1), "standard input") if str(path) == "-" else read_text(path, MOST_VERSE)
     if len(text) > MOST_VERSE: raise UserError(f"standard input: more than {MOST_VERSE:,} bytes; give one poem at a time")
-    return dumps(forms.report(plain(text)), indent=1) if as_json else terminal(text, color)
+    if title: text = _without(text, title)
+    return dumps({**({"title": title} if title else {}), **forms.report(plain(text))}, indent=1) if as_json else terminal(text, color, title)
+
+def _heading(text: str, left_out: list[dict]) -> tuple[str, list[dict]]:
+    "The title among the lines that were left out, and the others: it is the text's first."
+    first = next((line.strip() for line in plain(text).splitlines() if line.strip()), "")
+    if not left_out or left_out[0]["what"] != "heading" or left_out[0]["text"].strip() != first: return "", left_out
+    return first.lstrip("# "), left_out[1:]
+
+def _without(text: str, title: str) -> str:
+    "The text without its first line, where that is the title."
+    bare = lambda line: re.sub(r"\W+", " ", line).strip().casefold()
+    head, _, rest = text.lstrip().partition("\n")
+    return rest if bare(head) == bare(title) and rest.strip() else text
 
 MOST_VERSE = 1 << 24  # bytes: 16 MiB of one poem

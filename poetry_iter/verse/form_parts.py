@@ -19,7 +19,7 @@ Analysis = namedtuple("Analysis", "text lines stanzas letters poem left_out", de
 
 # %% ../../nbs/lib/verse/07_form_parts.ipynb #955e5f41
 _NUMERAL = re.compile(r"\W*(?:(?:no|nr|part|canto|book|stanza|section|sonnet|song|ode|psalm|hymn|elegy|chapter|verse)\.?\s+)?(?:[ivxlcdm]+|\d{1,4})\W*", re.I)
-_FORM_NAME = re.compile(r"\W*(?:an? |the )?(?:\w+ )?(?:villanelle|sestina|sonnets?|ballade?|ghazal|haiku|limericks?|ode|elegy|song|hymn|triolet|rondeau|pantoum|terza rima|blank verse|free verse)\W*", re.I)
+_FORM_NAME = re.compile(r"\W*(?:an? |the )?(?:\w+ )?(?:villanelle|sestina|sonnets?|ballade?|ghazal|haiku|limericks?|ode|elegy|song|hymn|triolet|rondeau|pantoum|l.?envo[iy]|envo[iy]|chorus|terza rima|blank verse|free verse)\W*", re.I)
 _DATED = re.compile(r"\b(?:1[4-9]|20)\d\d\b")
 _MONTH = re.compile(r"\b(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*\.? \d{1,2}\b|\b\d{1,2}(?:st|nd|rd|th)? (?:of )?(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)", re.I)
 

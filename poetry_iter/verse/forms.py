@@ -19,8 +19,8 @@ from .schemes import canonical
 # %% ../../nbs/lib/verse/08_forms.ipynb #68b96a37
 ACCEPT = 0.6  # the score from which a text is said to have a form
 # one part that is this low spoils the whole, however well the others do
-_FLOORS = {"rhyme": 0.5, "lines": 0.5, "stanzas": 0.4, "refrains": 0.5, "end words": 0.5, "refrain": 0.6, "syllables": 0.4, "no rhyme": 0.3, "sonnets": 0.6}
-_STRICT = {"terza rima", "rhyme royal", "ottava rima", "Spenserian stanza", "couplet sonnet"}  # whose rhymes are what makes them
+_FLOORS = {"rhyme": 0.5, "lines": 0.5, "stanzas": 0.4, "refrains": 0.5, "end words": 0.5, "refrain": 0.6, "syllables": 0.4, "no rhyme": 0.3, "sonnets": 0.6, "beats": 0.62}
+_STRICT = dict.fromkeys("terza rima,rhyme royal,ottava rima,Spenserian stanza,Shakespearean sonnet,Petrarchan sonnet,Meredithian sonnet,couplet sonnet".split(","), 0.75) | {"Spenserian sonnet": 0.83, "ballade": 0.7}  # whose rhymes are what makes them
 
 def _value(parts):
     total = sum(p.weight for p in parts)
@@ -34,7 +34,7 @@ def _match(name, a):
     parts, out = f(a)
     score = round(_value(parts), 4)
     if warning := foreign(a.text): parts, out, score = [*parts, Part("English", 0.1, 3)], [warning, *out], min(score, 0.55)
-    floors = _FLOORS | ({"rhyme": 0.75} if name in _STRICT else {})
+    floors = _FLOORS | ({"rhyme": _STRICT[name]} if name in _STRICT else {})
     if any(p.score < floors.get(p.name, 0) for p in parts): score = min(score, 0.55)
     return Match(name, score, score >= ACCEPT, tuple(parts), tuple(out))
 
@@ -97,13 +97,18 @@ def _meredithian(a):
     return _sonnet(a, ["ABBACDDCEFFEGHHG"], 16)
 
 # %% ../../nbs/lib/verse/08_forms.ipynb #c0c090bd
+_USUAL = ("ABABCDCDEFEFGG", "ABBAABBACDECDE", "ABBAABBACDCDCD", "ABABCDDCEFEFGG")
+
 @form("irregular sonnet", 0.6)
 def _irregular(a):
     "14 lines, rhymed throughout in a scheme of its own, mostly iambic pentameter"
     a, note = _untitled(a, 14)
     if len(a.lines) == 15:  # one line more than a usual scheme has
-        near = [k for k in range(15) if max(agreement(canonical(a.letters[:k] + a.letters[k + 1 :]), w) for w in ("ABABCDCDEFEFGG", "ABBAABBACDECDE", "ABBAABBACDCDCD", "ABABCDDCEFEFGG")) > 0.9]
+        near = [k for k in range(15) if max(agreement(canonical(a.letters[:k] + a.letters[k + 1 :]), w) for w in _USUAL) > 0.9]
         if near: a, note = _part_of(a, 0, 15)._replace(lines=a.lines[: near[0]] + a.lines[near[0] + 1 :], letters=canonical(a.letters[: near[0]] + a.letters[near[0] + 1 :])), ["15 lines, expected 14"]
+    if len(a.lines) == 13 and any(canonical(a.letters) == canonical(w[:k] + w[k + 1 :]) for w in _USUAL for k in range(14)):  # a line is lost
+        m, rest = metered_as(a, ("iambic",), (5,), "iambic pentameter", weight=2.5, least=0.02)
+        return [Part("lines", 0.6, 3), Part("rhyme", 1.0, 3), m], note + ["13 lines, expected 14"] + rest
     if len(a.lines) != 14: return [Part("lines", 0.2, 3)], [f"{len(a.lines)} lines, expected 14"]
     lines, out = counted(len(a.lines), 14)
     share = rhymed_share(a)
@@ -195,10 +200,33 @@ def _limerick(a):
     rhymes, more = rhymed_as(a, "AABBA")
     beats = [len(s.feet) for s in scans_of(a)]
     flags = [b == w for b, w in zip(beats, (3, 3, 2, 2, 3))] if len(beats) == 5 else [False] * 5
-    sizes = [len(s.syllables) for s in scans_of(a)]
+    sizes = [len(s.stresses) for s in scans_of(a)]
     short = len(sizes) == 5 and max(sizes[2:4]) < min(sizes[0], sizes[1], sizes[4]) and max(sizes) <= 12
     rhymed = agreement(a.letters, "AABBA")
     return [lines, Part("rhyme", rhymes.score if rhymed > 0.6 else min(0.3, rhymes.score), 3), Part("meter", max(0.15, 0.5 * share_of(flags) + 0.5 * short), 2)], out + [d for d in more if not ("repeats" in d and "line 5" in d)] + ([] if short else ["lines 3 and 4 should be shorter than the others"])
+
+# %% ../../nbs/lib/verse/08_forms.ipynb #340a7562
+@form("ballade", 1.0)
+def _ballade(a):
+    "three stanzas of eight (ABABBCBC) or ten (ABABBCCDCD) on the same rhymes, a half stanza after them, all with one last line"
+    n, unit = len(a.lines), {28: "ABABBCBC", 35: "ABABBCCDCD"}.get(len(a.lines), "")
+    if not unit: return [Part("lines", 0.2, 3)], [f"{n} lines, expected 28 or 35"]
+    half = len(unit) // 2
+    apart = "".join(chr(0x4E00 + 8 * (k // len(unit)) + ord(c) - 65) for k, c in enumerate(3 * unit + unit[half:]))
+    rhymes, out = best_rhymed(a, [3 * unit + unit[half:], apart])
+    marks = [same_words(a.lines[len(unit) - 1], a.lines[k]) for k in (2 * len(unit) - 1, 3 * len(unit) - 1, n - 1)]
+    out = [d for d in out if "repeats the word" not in d]
+    return [Part("lines", 1.0, 3), rhymes, Part("refrain", sum(marks) / 3, 3)], out + [f"line {k} should repeat line {len(unit)}" for k, s in zip((2 * len(unit), 3 * len(unit), n), marks) if s < 0.5]
+
+# %% ../../nbs/lib/verse/08_forms.ipynb #0be5bdd5
+@form("pantoum", 1.0)
+def _pantoum(a):
+    "quatrains; lines 2 and 4 of each return as lines 1 and 3 of the next"
+    n = len(a.lines)
+    if n < 12 or n % 4 or (len(a.stanzas) > 1 and {len(s) for s in a.stanzas} != {4}): return [Part("lines", 0.2, 3)], [f"{n} lines, expected three quatrains or more"]
+    pairs = [(k + j, k + j + 3) for k in range(0, n - 4, 4) for j in (1, 3)]
+    marks = [same_words(a.lines[x], a.lines[y]) for x, y in pairs]
+    return [Part("lines", 1.0, 1), Part("refrains", sum(marks) / len(marks), 4)], [f"line {y + 1} should repeat line {x + 1}" for (x, y), s in zip(pairs, marks) if s < 0.5]
 
 # %% ../../nbs/lib/verse/08_forms.ipynb #5e56455a
 @form("ghazal", 1.0)
@@ -370,7 +398,8 @@ def _free(a):
     n = len(a.lines)
     loose = 1 - rhymed_share(a)
     regular = max(0.0, min(1.0, (a.poem.fit - 0.52) / 0.23))
-    steady = max(Counter(s.meter for s in scans_of(a)).values(), default=0) / max(1, n)
+    common = [c for _, c in Counter(s.meter for s in scans_of(a)).most_common(2)]
+    steady = max(common[0], 0.8 * sum(common)) / n if common and n else 0.0  # four beats and three in turn are as steady as four
     return [Part("no rhyme", max(0.01, min(1.0, (loose - 0.35) / 0.35)), 3), Part("no meter", 1 - 0.8 * min(regular, max(0.0, steady - 0.25) / 0.5), 3), Part("lines", 1.0 if n > 1 and not _is_prose(a) else 0.2, 3)], []
 
 @form("rhymed verse", 0.0)
@@ -383,7 +412,7 @@ def _rhymed(a):
 def _three(a):
     "three short lines without rhyme: a haiku in its content, it may be, and not in its count"
     if len(a.lines) != 3: return [Part("lines", 0.3, 3)], [f"{len(a.lines)} lines, expected 3"]
-    sizes = [len(s.syllables) for s in scans_of(a)]
+    sizes = [len(s.stresses) for s in scans_of(a)]
     return [Part("lines", 1.0, 3), Part("short", share_of([n <= 9 for n in sizes]) if sizes else 0.0, 3), Part("no rhyme", 1.0 if len(set(a.letters)) == 3 else 0.5, 1)], []
 
 def _is_prose(a):

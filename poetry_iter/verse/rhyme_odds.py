@@ -98,7 +98,7 @@ def line_end(
 ) -> Line | None:  # what its rhyme stands on; None without a letter
     "The last word of a line as endings."
     tail = line_words(line[-200:])
-    return _end_of(tail[-2:]) if tail else None
+    return _end_of(tail[-2:] if tail[-1] in _LEANING else tail[-1:]) if tail else None
 
 # %% ../../nbs/lib/verse/04_rhyme_odds.ipynb #71b1d5a1
 _MODEL, _CACHES = [], []  # what is in use; whatever must be forgotten when that changes
@@ -189,14 +189,14 @@ def pair_features(
     s = np.array([l.letters for l in lines])
     vt = _vowel_table()
     best, pick = np.full(len(i), -np.inf), np.zeros((len(i), 2), int)
-    several = max(l.several for l in lines)
-    for a in range(several):
-        for b in range(several):
-            x, y = e[i, a], e[j, b]
+    several = np.array([l.several for l in lines])
+    for a in range(several.max()):
+        for b in range(several.max()):
+            at = np.flatnonzero((several[i] > a) & (several[j] > b))  # few words have a second way
+            x, y = e[i[at], a], e[j[at], b]
             score = vt[x[:, 2], y[:, 2]] + _codas(x[:, 3], y[:, 3]) + 3.0 * (x[:, 0] == y[:, 0]) + 1.0 * (x[:, 1] == y[:, 1])
-            better = score > best
-            best = np.where(better, score, best)
-            pick[better] = a, b
+            better = score > best[at]
+            best[at[better]], pick[at[better]] = score[better], (a, b)
     eye = s[i, 1] == s[j, 1]
     keep = np.arange(len(i)) if all_pairs else np.flatnonzero((best > -4.5) | eye)
     i, j, pick, eye = i[keep], j[keep], pick[keep], eye[keep]

@@ -196,7 +196,7 @@ def merge(
     least: float = 1.5,  # mean log-odds between two classes that become one
     reach: int = 8,  # lines from one to the other
 ) -> str:
-    "Classes near each other that rhyme with each other become one: ABABCDCD → ABABBCBC where B and C sound alike. A fixed form's letters stand unless two pairs of them agree (ABBACDDC → ABBAABBA)."
+    "Classes near each other that rhyme with each other become one: ABABCDCD → ABABBCBC where B and C sound alike. A fixed form's letters stand unless two pairs of them agree (ABBACDDC → ABBAABBA), or the octave becomes ABBAACCA."
     code = np.array([ord(c) for c in pattern])
     if not ((odds >= least) & (code[i] != code[j])).any(): return pattern
     classes, i, j, odds = list(pattern), i.tolist(), j.tolist(), odds.tolist()
@@ -210,7 +210,8 @@ def merge(
         mean, pair = max(((sum(links[p]) / len(links[p]), p) for p in near), default=(-9.0, None))
         if pair is None or mean < least: break
         classes = [pair[0] if c == pair[1] else c for c in classes]
-    return pattern if len(pattern) > 9 and pattern in LIBRARY and len(set(classes)) == len(set(pattern)) - 1 else canonical(classes)
+    merged = canonical(classes)
+    return pattern if len(pattern) > 9 and pattern in LIBRARY and len(set(classes)) == len(set(pattern)) - 1 and not merged.startswith("ABBAACCA") else merged
 
 # %% ../../nbs/lib/verse/05_schemes.ipynb #56d9d5ec
 def candidates(
@@ -268,6 +269,7 @@ def heard(
         before = [at.get((x, k), 0.0) for x in range(k) if pattern[x] == c]
         if before and c not in pattern[k + 1 :] and max(before) < _DEAF: out[k] = ("alone", k)
     return pattern if out == list(pattern) else canonical(out)
+
 
 
 # %% ../../nbs/lib/verse/05_schemes.ipynb #b6a27636

@@ -38,6 +38,7 @@ def options(
     if word[0] == "-": return options(word[1:])
     found = {}
     def add(stresses, cost, why):
+        if len(stresses) == 1: stresses = "1"  # of one syllable the word itself tells how strong it is
         if stresses and (stresses not in found or found[stresses].cost > cost): found[stresses] = Option(stresses, cost, why)
     for n, phones in enumerate(pronounce(word).variants[:4]):
         stresses = "".join(p[-1] for p in phones if p[-1].isdigit())
@@ -46,8 +47,8 @@ def options(
             add("".join(p[-1] for p in rest if p[-1].isdigit()), cost + 0.3 * min(n, 1), f"{word}: {why}")
             for again, more, _ in _contracted(rest) if len(stresses) > 3 else (): add("".join(p[-1] for p in again if p[-1].isdigit()), cost + more + 0.5, f"{word}: {why}")
         if (word.endswith("ed") and len(word) > 3 and phones[-1] in ("D", "T") and not phones[-2][-1] == "0") or (word.endswith("ied") and phones[-1] == "D"): add(stresses + "0", 1.1, f"{word}: -ed is spoken")
-        if len(stresses) == 1 and phones[-1] in ("R", "Z") and any(p in ("AW1", "AY1", "OY1") for p in phones) and "R" in phones[-2:]: add(stresses + "0", 0.5, f"{word}: in two syllables")
-        if len(stresses) in (2, 3) and word != "every" and re.search(r"[^aeiou][aeo]r[aeiouy]|[^aeiou]e[ln][aeiouy]|[^aeiou]ery|io[un]s?$|ia[nl]|ie[nr]", word) and stresses[0] == "1" and len(re.findall("[aeiouy]+", re.sub("e(less|ness|ful|ment|ly)", r"\1", word))) > len(stresses): add(stresses[0] + "0" + stresses[1:], 0.7, f"{word}: every vowel is spoken")
+        if len(stresses) == 1 and word != "our" and phones[-1] in ("R", "Z") and any(p in ("AW1", "AY1", "OY1") for p in phones) and "R" in phones[-2:]: add(stresses + "0", 0.5, f"{word}: in two syllables")
+        if len(stresses) in (2, 3) and word != "every" and re.search(r"[^aeiou][aeo]r(?!e(s|d)?$|eon|ein|eof|eat|eto)[aeiouy]|[^aeiou]e[ln][aeiouy]|[^aeiou]ery|io[un]s?$|ia[nl]|ie[nr]", word) and stresses[0] == "1" and len(re.findall("[aeiouy]+", re.sub("e(less|ness|ful|ment|ly)", r"\1", word))) > len(stresses): add(stresses[0] + "0" + stresses[1:], 0.7, f"{word}: every vowel is spoken")
     return tuple(sorted(found.values(), key=lambda o: o.cost)[:5]) or (Option("", 0.0, ""),)
 
 # %% ../../nbs/lib/verse/02_syllables.ipynb #ad9f82cc
@@ -93,10 +94,10 @@ def joins(
     return None
 
 # %% ../../nbs/lib/verse/02_syllables.ipynb #00bd1eee
-_LEVELS = {0: "the a an th' o' i'", 1: "and of to in on at by for from with as but or nor if than that is are was were be am 's 't 'tis 'twas it its his her my thy your their our he she we they i you me him us them thou thee ye who whom whose which when where while till ere so shall will would should could can may might must do does did has have had hath hast art wert wast shalt wilt doth dost not no this these those there then some such how what why been being let o'er 'neath 'mid 'gainst through into unto upon like yet though since lest tho tho' altho' although",
-           2: "all one own more most much now here up down out off too both each what who why how no not this that these those there then never ever us them thee mine thine self o oh ah nay yes lo shall must let still yet even once well come go see"}
+_LEVELS = {0: "the a an th' o' i'", 1: "and of to in on at by for from with as but or nor if than that is are was were be am 's 't 'tis 'twas it its his her my thy your their our he she we they i you me him us them thou thee ye who whom whose which when where till ere so yet shall will would should could can may might must do does did has have had hath hast art wert wast shalt wilt doth dost not no this these those there then some such how what why been being let o'er 'neath 'mid 'gainst through into unto upon like yet though since lest tho tho' altho' although",
+           2: "all one old good while more most much now here up down out off too both each what who why how no not this these those there then never ever us them thee mine thine self o oh ah nay yes lo shall must let still even once well come go see"}
 _LEVEL = {w: n for n in (1, 2, 0) for w in _LEVELS[n].split()}
-_LEVEL |= dict.fromkeys("not no this these those there then how what why yet o".split(), 2)
+_LEVEL |= dict.fromkeys("not no this these those there then how what why o".split(), 2)
 
 # %% ../../nbs/lib/verse/02_syllables.ipynb #440c8dbe
 def _kind(word, digit, place, count):
@@ -133,9 +134,8 @@ ELASTIC = 0.5  # an option that costs no more is as good as the dictionary's
 def elastic(
     word: str,
 ) -> bool:
-    "Whether verse says a word in fewer or more syllables as readily as the dictionary does."
-    first, *others = options(word)
-    return any(len(o.stresses) != len(first.stresses) and o.cost <= ELASTIC for o in others)
+    "Whether verse says a word in another way as readily as the dictionary does: in fewer or more syllables, or stressed elsewhere."
+    return any(o.cost <= ELASTIC for o in options(word)[1:])
 
 # %% ../../nbs/lib/verse/02_syllables.ipynb #4753e9b0
 _HEADS = "under over inter fore with dis mis out for un be re".split()
@@ -197,6 +197,7 @@ def divided(
         m = len(_nuclei_free(head))
         if bare.startswith(head) and len(rest) > 2 and m < n and not rest.startswith(("'",)) and len(_nuclei_free(rest)) >= n - m and pronounce(rest).source in ("dictionary", "verse") and (len(head) > 2 or rest[0] not in "aeiouy") and len(rest) > 3: return divided(head, m) + divided(word[len(head) :], n - m)
     groups = _nuclei(word, n)
+    if groups is None and (end := re.search("(?:s|th)(m[s']*)$", word)): return [*divided(word[: end.start(1)], n - 1), end[1]]  # chas-m
     if groups is None: return [word[k * len(word) // n : (k + 1) * len(word) // n] for k in range(n)]
     phones = next((p for p in pronounce(word).variants if sum(x[-1].isdigit() for x in p) == n), ())
     vowels = [x for x in phones if x[-1].isdigit()] or ["AH0"] * n

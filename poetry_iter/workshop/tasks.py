@@ -46,12 +46,14 @@ def parse_critique(
         issues.append({k: (v or "").strip() for k, v in issue.groupdict().items()})
     return {"works": works, "issues": issues, "done": False}
 
+# %% ../../nbs/lib/workshop/01_tasks.ipynb #430ed6b9
 def parse_comparison(text: str) -> dict:  # reasons, stronger
     "Why, and which poem is the stronger."
     found = re.fullmatch(r"(.+)\n\s*Stronger: ([AB])\.?", text.strip(), re.S)
     if not found: raise ValueError("the last line must be `Stronger: A` or `Stronger: B`, with the reasons before it")
     return {"reasons": found[1].strip(), "stronger": found[2]}
 
+# %% ../../nbs/lib/workshop/01_tasks.ipynb #658387a4
 ORDER = "Output only the poem."
 
 def parse_brief(text: str) -> dict:  # angle, avoid (a list), images, form
@@ -67,6 +69,7 @@ def parse_reading(text: str) -> dict:  # user_request, brief
     parse_brief(found[2])
     return {"user_request": found[1].strip().rstrip("."), "brief": found[2].strip()}
 
+# %% ../../nbs/lib/workshop/01_tasks.ipynb #c6c86fbf
 def parse_autopsy(text: str) -> dict:  # fails, why, instead
     "The three lines of an autopsy."
     found = re.fullmatch(r"What fails: (.+)\nWhy: (.+)\nWhat to put in its place: (.+)", text.strip())
