@@ -102,7 +102,7 @@ def kind_rows(
     for t in poems: out.append(("verse", t if (way := rng.random()) < 0.4 else re.sub(r"[.,;:!?]", "", _excerpt(rng, t)).lower() if way < 0.5 else _excerpt(rng, t), 0.6))
     out += [("prose", p, 1.0) for p in prose] + [("prose", textwrap.fill(re.sub(r"\s+", " ", p), rng.randint(58, 84)), 0.7) for p in prose[:60]] + [(k, t, 0.4) for k, t in about]
     bits = [_excerpt(rng, t, 8) for t in ours + poems[:n]]
-    small: list[str] = "the of and a in to with was if very into never because until this quickly onto for".split() * 8 + [w for t in bits for w in re.findall(r"[a-z']{4,}", t)][:900]
+    small = [str(w) for w in "the of and a in to with was if very into never because until this quickly onto for".split()] * 8 + [w for t in bits for w in re.findall(r"[a-z']{4,}", t)][:900]
     ways: tuple[tuple[str, Callable[[], str]], ...] = (
         ("filler", lambda: _cut(rng, rng.choice(prose))), ("filler", lambda: _salad(rng, bits + prose, small)), ("chatter", lambda: _framed(rng, rng.choice(bits))), ("structure", lambda: _structured(rng, rng.choice(bits))))
     for kind, make in ways: out += [(kind, make(), 1.0) for _ in range(n)]
