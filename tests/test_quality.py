@@ -10,17 +10,22 @@ from poetry_iter.core import UserError, read_jsonl
 from poetry_iter.engine import ModelSpec, Sampling, open_engine
 from poetry_iter.poems import Poem
 from poetry_iter.quality import cliches as lists
+from poetry_iter.quality.fluency import fluency, shuffled_words
 from poetry_iter.quality.generation import (
+    CONFUSIONS,
     Known,
     brief_kept,
     compare_sets,
     confusion,
+    doubts,
     form_asked,
     judge_pairs,
     measure,
     quality_page,
     summary,
 )
+from poetry_iter.quality.kinds import TEXT_KINDS, kind_odds
+from poetry_iter.quality.making.separation import auroc_of, matched_poems
 from poetry_iter.teacher.client import make_teacher
 from poetry_iter.workshop.poet_pairs import write_from_briefs
 
@@ -30,6 +35,11 @@ from vendor_server import KEY, serve
 ROOT = Path(__file__).resolve().parents[1]
 BRIEF = "Angle: a man on a ladder.\nAvoid: golden leaves; the heart; a moral.\nImages: gutter, ladder, wet leaves.\nForm: limerick, 5 lines.\nOutput only the poem."
 LIMERICK = "A plumber who lived in Peru\nonce swallowed a bottle of glue;\nhe stuck to the floor\nand the handle and door,\nand his wife and the ladder stuck too."
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return open_engine(ModelSpec())
 
 
 def test_every_entry_of_the_list_finds_itself():
@@ -59,12 +69,79 @@ def test_clichés_across_a_line_break_and_endings_only_at_the_end():
     ("", "empty"), ("  \n ", "empty"), ("…", "empty"),
     (BRIEF, "brief"), ("**Angle:** a\n**Form:** b", "brief"),
     ("What works: the ladder.\n\nIssues:\n- Cliché, line 3: cut it.", "advice"),
-    ("Here is your poem. You could replace the second stanza, and consider a rhyme scheme for the poem.", "advice"),
+    ("You could replace the second stanza, and consider a rhyme scheme for the poem. The poem needs imagery.", "advice"),
     ("He went up the ladder because the gutter was full and the leaves were wet and nobody else in the house would do it before the rain came again.", "prose"),
     (LIMERICK, ""), ("古池や\n蛙飛び込む\n水の音", ""), ("The reader\nclosed the book.", ""),
 ])
 def test_what_an_output_is(text, what):
     assert confusion(text, BRIEF) == what
+
+
+@pytest.mark.parametrize("side", ["seen", "unseen"])
+def test_verse_is_told_from_what_is_none(side):
+    texts = [r for r in read_jsonl(ROOT / "tests/data/formats.jsonl") if r["side"] == side]
+    said = [confusion(r["text"]) for r in texts]
+    assert set(said) <= {"", *CONFUSIONS}
+    right = sum((what == "") == (r["kind"] == "verse") for what, r in zip(said, texts))
+    assert right >= 95, f"{right} of {len(texts)} {side} texts"
+
+
+def test_poems_that_ship_are_verse():
+    poems = [r["content"] for name in ("tiny", "bad", "ordinary") for r in read_jsonl(ROOT / f"data/{name}_poems.jsonl")[::2]]
+    assert sum(not confusion(p) for p in poems) >= 0.98 * len(poems)
+
+
+@pytest.mark.parametrize("text", ["x", "...", "1", "\t\n \n", "a\r\nb\r\n", "—\n—", "Ж\nЖ", "{", "word " * 3000])
+def test_odd_texts_have_odds(text):
+    odds = kind_odds(text)
+    assert odds == {} or (tuple(odds) == TEXT_KINDS and sum(odds.values()) == pytest.approx(1))
+
+
+def auc(high, low): return sum((h > x) + (h == x) / 2 for h in high for x in low) / (len(high) * len(low))
+
+
+def adversarial(name, of, every=slice(None, None, 2)):
+    rows = [r for r in read_jsonl(ROOT / "tests/data/adversarial.jsonl") if r["measure"] == name]
+    return auc(*([of(r) for r in [r for r in rows if r["expected"] == side][every]] for side in ("high", "low")))
+
+
+def test_measures_on_the_half_of_the_texts_that_they_were_made_on():
+    assert adversarial("cliches", lambda r: len(lists.cliches(r["text"]))) >= 0.8
+    assert adversarial("concrete", lambda r: lists.concrete_share(r["text"])) >= 0.8
+    assert adversarial("kept", lambda r: brief_kept(r["text"], r["brief"])["kept"] or 0) >= 0.8
+    poems = [Poem(r["title"], r["content"]) for r in read_jsonl(ROOT / "data/tiny_poems.jsonl")]
+    assert adversarial("memorised", lambda r, known=Known(poems): known.nearest(r["text"])["quatrain"], slice(None)) == 1
+
+
+@pytest.mark.parametrize("text, n", [
+    ("her heart, which had behaved, skipped\njust one beat", 1), ("there are a hundred butterflies\nin my stomach", 1), ("my stomach was all butterflies", 1), ("time is healing every wound", 1),
+    ("He weighed the broken heart with the kidneys and the liver.", 0), ("She cut the iceberg's tip off, rinsed the lettuce.", 0), ("Behind the bus the crossroads, and the driver", 0)])
+def test_idioms_are_found_however_bent_and_plain_things_are_not(text, n):
+    assert len(lists.cliches(text)) == n, lists.cliches(text)
+
+
+def test_a_heap_of_things_is_not_concrete_and_keeps_no_brief():
+    heap = "gutter ladder leaves\nbucket rope hammer glove"
+    assert lists.concrete_share(heap) == 0 and lists.concrete_share("He leans the ladder on the gutter\nand fills the bucket with wet leaves") == 1
+    kept = brief_kept(heap, BRIEF)
+    assert kept["images"] == 0 and kept["forbidden_kept"] == 0 and kept["kept"] == 0
+    assert brief_kept("He hung a terrier's leash\non the nail by the stove", "Images: a dog, a lead.")["images"] == 1
+    assert brief_kept("She had been weeping when\nhe sobbed at the gate", "Avoid: tears.")["forbidden_kept"] == 0
+
+
+def test_order_is_worth_more_than_any_other(embedded):
+    poems = [r["content"] for r in read_jsonl(ROOT / "data/tiny_poems.jsonl")[:4]]
+    own, mixed = fluency(poems, embedded, 2), fluency([shuffled_words(p, 5) for p in poems], embedded, 2)
+    assert sum(own) > sum(mixed) + 0.2 and fluency([""], embedded) == [None]
+    rows = measure([{"brief": "", "text": p, "ended": "complete"} for p in poems[:1]], lm=embedded)
+    assert rows[0]["fluency"] > 0
+
+
+def test_what_does_not_separate_is_said():
+    pairs = matched_poems([{"content": "a b c " * k, "author": "A Bad", "title": ""} for k in (2, 9)], [{"content": "x y z " * k, "author": f"A {k}", "title": "", "license": "died 1900"} for k in range(1, 12)])
+    assert all(len(b["content"]) == len(g["content"]) for b, g in pairs)
+    assert auroc_of([1, 2] * 9, [2, 1] * 9)["separates"] is False and auroc_of([0] * 9, [1] * 9)["auroc"] == 1
+    assert "Does not separate" in doubts()
 
 
 def test_a_brief_is_checked_part_by_part():

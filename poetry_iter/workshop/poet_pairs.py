@@ -94,6 +94,8 @@ def format_confusion(
     rows: list[dict],  # of `write_from_briefs`
 ) -> dict:  # shares of all outputs
     "How often an output is something else than a poem, and how often it stops by itself."
+    from poetry_iter.quality.generation import CONFUSIONS
+
     counts, n = Counter(r["confusion"] for r in rows), max(1, len(rows))
-    kinds = {k or "verse": counts[k] / n for k in ("", "brief", "advice", "prose", "empty")}
+    kinds = {k or "verse": counts[k] / n for k in ("", *CONFUSIONS)}
     return {"outputs": len(rows), "confused": 1 - kinds["verse"], **kinds, "stops": sum(r["ended"] != "cut" for r in rows) / n}
