@@ -24,7 +24,8 @@ def shuffled_words(
     seed: int = 0,
 ) -> str:
     "The same words, in each line out of their order."
-    lines, rng = [line.split() for line in plain_words(text).split("\n")], random.Random(seed_of(seed, "shuffled", text))
+    plain = plain_words(text)
+    lines, rng = [line.split() for line in plain.split("\n")], random.Random(seed_of(seed, "shuffled", plain))
     for line in lines: rng.shuffle(line)
     return "\n".join(map(" ".join, lines))
 
