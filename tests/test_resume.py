@@ -49,7 +49,7 @@ def test_a_loop_killed_in_its_phases_is_the_loop_left_alone(house, arguments):
         command = ["run", "loop", "--resume", "--run", "killed"]
     done = house.cli(*command, **one)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "outputs/killed/report.html\n" and (house.run("killed") / "report.html").stat().st_size > 10_000
+    assert done.stdout.endswith("outputs/killed/report.html\n") and (house.run("killed") / "report.html").stat().st_size > 10_000
     _, err = alone.communicate()
     assert alone.returncode == 0, err
 

@@ -207,7 +207,7 @@ def test_bad_input_is_told_in_a_sentence(house, tmp_path, case):
     (tmp_path / "empty").mkdir()
     write_jsonl(tmp_path / "one.jsonl", [{"title": "Unknown", "content": "A poem that nobody\nhas criticised"}])
     settings = [s.format(tmp=tmp_path / "empty", one=tmp_path / "one.jsonl") for s in settings]
-    done = house.cli("run", "workshop", "--run", "b", *settings, env={"ANTHROPIC_API_KEY": "", "HOME": str(tmp_path)})
+    done = house.cli("run", "workshop", "--run", "b", *settings, env={"ANTHROPIC_API_KEY": "sk-nobody" if case == "no cap" else "", "HOME": str(tmp_path)})
     assert (done.returncode, told in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 

@@ -62,13 +62,15 @@ def teachers(
     return [(parameters[n], parameters.get(model(n)) or "") for n in named if parameters[n] in paid]
 
 def check_teachers(parameters: dict, declared: dict[str, Parameter]) -> None:
-    "Raise `UserError` for a provider that has no key or price, or is not there."
+    "Raise `UserError` for a provider that has no key or price, may cost nothing, or is not there."
     from poetry_iter.teacher.providers.registry import Wanted, make_provider
 
     if any((workplace() / parameters.get("cache_dir", "outputs/teacher")).glob("*")): return
     for name, model in dict.fromkeys(teachers(parameters, declared)):
         wanted = Wanted(model=model or None, base_url=parameters.get("base_url", ""), key_name=parameters.get("key_name", ""), prices=parameters.get("prices") or None)
         provider = make_provider(name, wanted)
+        cap = parameters.get("cap_dollars", 0.0)
+        if provider.paid and provider.price.output and cap <= 0: raise UserError(f"cap_dollars is {cap}: {name} {provider.model} costs money; say how much may be spent")
         if reach := getattr(provider, "reach", None): reach()
 
 # %% ../../nbs/lib/pipeline/09_readiness.ipynb #70a45ef8
